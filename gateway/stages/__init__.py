@@ -1,0 +1,1 @@
+"""The four stages of the flow, one file each: RECEIVE, STORE, COMPOSE, SUBMIT."""
