@@ -87,6 +87,12 @@ def read(message: Span, rules: Rules, out: BinaryIO) -> Reading:
         return reader.result(walk, is_report=is_report)
 
 
+def read_to(message: Span, rules: Rules, out: Path) -> Reading:
+    """Read one message, with the instances written to a file that exists already. Else as ``read``."""
+    with out.open("r+b") as file:
+        return read(message, rules, file)
+
+
 def _fragment(head: mime.Head) -> Reading:
     """Tell which piece this is (PRT-1)."""
     number, total = (_number(head.parameters.get(name, "")) for name in ("number", "total"))

@@ -17,6 +17,7 @@ import queue
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ class Draft:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
+        self.began = time.monotonic()
         self._unsynced = 0
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
@@ -142,6 +144,11 @@ class Spool:
     def free(self) -> int:
         """Bytes that may still be written."""
         return shutil.disk_usage(self.root).free
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of the whole disk."""
+        return shutil.disk_usage(self.root).total
 
     def demand(self, floor: int) -> None:
         """Raise LowDiskError when less than ``floor`` bytes are free (R5)."""
