@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from textwrap import dedent
@@ -35,6 +36,14 @@ class Postfix(Peer):
             (etc / "main.cf").write_text(self._main(), encoding="utf-8")
             (etc / "master.cf").write_text(self._master(), encoding="utf-8")
         return [program("postfix"), "-c", str(etc), "start-fg"]
+
+    def stop(self) -> None:
+        pid = self.folder / "queue" / "pid" / "master.pid"
+        if self.process is not None and pid.exists():
+            # The script we started waits for this one and ends with it, but does not hand a signal on.
+            os.kill(int(pid.read_text(encoding="ascii")), signal.SIGTERM)
+            self.process.wait(15)
+        super().stop()
 
     def sendmail(self, sender: str, recipient: str, message: bytes) -> None:
         """Hand a message to this Postfix the way a program on its machine does."""
