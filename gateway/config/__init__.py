@@ -5,7 +5,7 @@ a door that is shut.
 """
 
 from gateway.config.file import find, load
-from gateway.config.review import Advice, advice, unbuilt
+from gateway.config.review import Advice, advice, restart_needed, unbuilt
 from gateway.config.sections import (
     DEFAULT_PATH,
     ApplicationEntity,
@@ -61,5 +61,6 @@ __all__ = [
     "find",
     "is_loopback",
     "load",
+    "restart_needed",
     "unbuilt",
 ]

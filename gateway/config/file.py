@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from gateway.config.sections import DEFAULT_PATH, SECTIONS, Configuration, keys, section_at
+from gateway.config.sections import DEFAULT_PATH, NAMED, SECTIONS, Configuration, keys, section_at
 from gateway.config.values import NAME, Surroundings, nearest, quote
 from gateway.errors import ConfigurationError
 
@@ -65,35 +65,35 @@ def _echo(detail: Mapping[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    content = _content(path)
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE + 1)
-        if len(content) > MAX_FILE:
-            raise ConfigurationError(f"{path}: longer than 1 MiB; this is no configuration")
         # QUIRK: Windows editors put a byte order mark first.
         document = tomllib.loads(content.decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigurationError(f"{path}: no such file; name one with --config or $DICOM_MAIL_CONFIG") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: {_why(error)}") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"{path}: not UTF-8 (at line {line})") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: not TOML: nested too deep") from None
+    except ValueError as error:  # TOMLDecodeError, and numbers too long for int()
+        raise ConfigurationError(f"{path}: not TOML: {error}") from None
     if not document:
         raise ConfigurationError(f"{path}: is empty; expected at least [gateway] with name, postmaster and data")
     return document
 
 
-def _why(error: Exception) -> str:
-    match error:
-        case OSError():
-            return f"cannot be read: {error.strerror}"
-        case UnicodeDecodeError():
-            line = error.object[: error.start].count(b"\n") + 1
-            return f"not UTF-8 (at line {line})"
-        case tomllib.TOMLDecodeError():
-            return f"not TOML: {error}"
-        case RecursionError():
-            return "not TOML: nested too deep"
-        case _:
-            return "cannot be read: its name is no file name"
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE + 1)
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path}: no such file; name one with --config or $DICOM_MAIL_CONFIG") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ConfigurationError("the configuration: its name has a NUL and is no file name") from None
+    if len(content) > MAX_FILE:
+        raise ConfigurationError(f"{path}: longer than 1 MiB; this is no configuration")
+    return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +113,15 @@ class _Problem:
         value = "" if isinstance(detail["input"], dict | list) else _show(location, detail["input"])
         match detail["type"]:
             case "missing":
-                return cls(key, f"missing; expected {_wanted(location)}")
+                return cls(key, f"missing; expected {_table_at(location) or _wanted(location)}")
             case "extra_forbidden":
                 return cls(f"{key}{value}", f"unknown key{_nearest_key(location)}")
             case "value_error":
                 return cls(f"{key}{value}", str(detail["ctx"]["error"]))
             case other:
-                return cls(f"{key}{value}", f"expected {_expected(other, detail.get('ctx', {}))}")
+                return cls(
+                    f"{key}{value}", f"expected {_table_at(location) or _expected(other, detail.get('ctx', {}))}"
+                )
 
 
 _KINDS = {
@@ -133,6 +135,17 @@ _KINDS = {
     "model_type": "a table",
     "model_attributes_type": "a table",
 }
+
+
+def _table_at(location: tuple[str | int, ...]) -> str:
+    """What a table must look like where there is something else; empty where no table belongs."""
+    if location == ("route",):
+        return "tables, as [[route]]"
+    if len(location) == 2 and location[0] in NAMED:
+        return f"a section with a name, as [{location[0]}.NAME]"
+    if len(location) == 1:
+        return f"a section, as [{location[0]}{'.NAME' if location[0] in NAMED else ''}]"
+    return ""
 
 
 def _expected(kind: str, context: Mapping[str, Any]) -> str:
@@ -151,14 +164,22 @@ def _expected(kind: str, context: Mapping[str, Any]) -> str:
             return _KINDS.get(kind, f"another value ({kind})")
 
 
+_EXAMPLES = {
+    "title": "an AE title",
+    "host": "a host name or an IP address",
+    "port": "a number from 1 to 65535",
+    "address": "a mail address",
+    "postmaster": "a mail address",
+    "sender": "a mail address",
+    "listen": 'an address and a port as "0.0.0.0:11112"',
+    "name": "a name",
+}
+
+
 def _wanted(location: tuple[str | int, ...]) -> str:
     """What a missing key would have to be."""
-    if len(location) == 1:
-        return f"a section [{location[0]}]"
-    examples = {"title": "an AE title", "host": "a host name or an IP address", "port": "a number from 1 to 65535"}
-    examples |= {"address": "a mail address", "postmaster": "a mail address", "sender": "a mail address"}
-    examples |= {"listen": 'an address and a port as "127.0.0.1:11112"', "name": "a name"}
-    return examples.get(str(location[-1]), "a file" if str(location[-1]).endswith("_file") else "a value")
+    key = str(location[-1])
+    return _EXAMPLES.get(key, "a file" if key.endswith("_file") or key == "certificate" else "text in quotes")
 
 
 def _spell(location: Iterable[str | int], document: Mapping[str, Any]) -> str:
@@ -170,10 +191,14 @@ def _spell(location: Iterable[str | int], document: Mapping[str, Any]) -> str:
         spelled = f"route {quote(name)}" if isinstance(name, str) else f"route[{parts[1] + 1}]"
         parts = parts[2:]
     for part in parts:
-        spelled += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if spelled else part
+        if isinstance(part, int):
+            spelled += f"[{part + 1}]"
+        else:
+            spelled += ("." if spelled else "") + (part if _BARE_KEY.fullmatch(part) else quote(part))
     return spelled
 
 
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")  # TOML 1.0, Keys
 _SECRET_KEY = re.compile(r"pass(word|phrase)?$|secret$|token$|^key$|database$|blobs$|webhook$|_url$", re.IGNORECASE)
 
 
@@ -190,6 +215,8 @@ def _nearest_key(location: tuple[str | int, ...]) -> str:
     known, word = keys(section_at(location[:-1])), str(location[-1])
     if near := nearest(word, known):
         return near
+    if _SECRET_KEY.search(word):
+        return "; secrets are files, never values in here"
     homes = [name for name, home in SECTIONS.items() if word in keys(home)]
     return f"; it belongs to [{homes[0]}]" if homes else f"; expected one of {', '.join(known)}"
 

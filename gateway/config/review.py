@@ -51,6 +51,35 @@ def advice(configuration: Configuration) -> tuple[Advice, ...]:
     )
 
 
+_RELOADED: Final = frozenset({"route", "partner", "ae", "storescp.title", "smime.identities"})
+_RELOADED_KEYS: Final = frozenset({"certificate", "key_file", "users_file", "ca"})
+
+
+def restart_needed(old: Configuration, new: Configuration) -> tuple[str, ...]:
+    """Name what differs between two configurations and is not taken over at SIGHUP.
+
+    Taken over are routes, partners, AEs, SCP titles, certificates and users.
+    """
+    return tuple(
+        key
+        for kind in Configuration.model_fields
+        if kind not in _RELOADED
+        for key in _changed(kind, getattr(old, kind), getattr(new, kind))
+        if key not in _RELOADED and key.rpartition(".")[2] not in _RELOADED_KEYS
+    )
+
+
+def _changed(kind: str, old: object, new: object) -> Iterator[str]:
+    if old == new:
+        return
+    if isinstance(old, Section) and isinstance(new, Section):
+        for field in type(old).model_fields:
+            if getattr(old, field) != getattr(new, field):
+                yield f"{kind}.{field}"
+    else:
+        yield kind
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Not built yet
 

@@ -24,6 +24,7 @@ from gateway.config.values import (
     File,
     Folder,
     Headers,
+    HeloName,
     Host,
     Issuer,
     Listen,
@@ -71,7 +72,7 @@ class Gateway(Section):
         blobs: URL of the store in which several nodes share their bytes.
     """
 
-    name: Host
+    name: HeloName
     postmaster: MailAddress
     data: Folder = Path("/var/lib/dicom-mail")
     database: DatabaseUrl | None = None
@@ -406,8 +407,8 @@ class Partner(Section):
         address: Its mail address, or a pattern as ``*@clinic.example``.
         certificate: PEM certificate to encrypt to; wins over an imported one.
         pin: Only this certificate may have signed.
-        peers: SMTP peers that may speak for this partner; None: any.
-        smtp_user: Who must have logged in to speak for this partner; None: anybody.
+        peers: SMTP peers that may speak for this partner. With ``smtp_user`` too, one of them suffices.
+        smtp_user: Who may speak for this partner after AUTH. Neither this nor ``peers``: anybody may.
         phone: Shown in notices.
         accept: Protection that its mail must have: ``any``, ``signed``, ``encrypted`` or ``signed+encrypted``.
         send: Protection of mail to it: ``plain``, ``signed`` or ``signed+encrypted``.

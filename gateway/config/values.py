@@ -155,6 +155,12 @@ def _host(value: str) -> str:
     return value
 
 
+def _helo_name(value: str) -> str:
+    if not _is_host(value):
+        raise ValueError('expected the name of this host, as "gw.hospital.example"')
+    return value
+
+
 def _network(value: object) -> Network:
     if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
         return value
@@ -366,6 +372,7 @@ Switch = Annotated[bool, Strict()]
 Text = Annotated[str, MinLen(1)]
 
 Port = Annotated[int, Strict(), Ge(1), Le(65535)]
+HeloName = Annotated[str, AfterValidator(_helo_name)]
 Host = Annotated[str, AfterValidator(_host)]
 Door = Annotated[Listen, BeforeValidator(_listen)]
 Networks = Annotated[tuple[Annotated[Network, BeforeValidator(_network)], ...], MinLen(1)]
