@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -121,7 +122,7 @@ def _size(value: object, info: ValidationInfo) -> int:
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError('expected a size as "35 MB" or "5 GiB"')
-    size = int(float(match[1]) * _BYTES[match[2]])
+    size = int(Decimal(match[1]) * _BYTES[match[2]])
     if size < 1:
         raise ValueError("expected a size of at least one byte")
     return size
