@@ -125,12 +125,13 @@ class Spool:
         """Where the bytes of a key lie. Bytes are reached only this way."""
         return self.root / key
 
+    def has(self, key: str) -> bool:
+        """Tell whether the bytes of a key are there."""
+        return held_bytes(self.root, key)
+
     def remove(self, key: str) -> None:
         """Delete the bytes of a key; nothing happens when they are gone already."""
-        path = self.path(key)
-        path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            path.parent.rmdir()
+        wipe(self.root, key)
 
     def keys(self, older_than: float) -> Iterator[str]:
         """Every key whose file was last changed before a moment (seconds since the epoch): what a sweep looks at."""
@@ -140,6 +141,9 @@ class Spool:
             for entry in os.scandir(folder):
                 if entry.is_file() and entry.stat().st_mtime < older_than:
                     yield f"{folder.name}/{entry.name}"
+            if folder.stat().st_mtime < older_than:
+                with contextlib.suppress(OSError):  # not empty, mostly; a commit never goes to an hour that is past
+                    folder.rmdir()
 
     def free(self) -> int:
         """Bytes that may still be written."""
@@ -199,6 +203,16 @@ class Spool:
             else:
                 for commit in commits:
                     _answer(commit, None)
+
+
+def held_bytes(root: Path, key: str) -> bool:
+    """Tell whether the spool under a folder holds a key, without owning it."""
+    return (root / key).is_file()
+
+
+def wipe(root: Path, key: str) -> None:
+    """Delete the bytes of a key in the spool under a folder."""
+    (root / key).unlink(missing_ok=True)
 
 
 def _answer(commit: _Commit, error: OSError | None) -> None:

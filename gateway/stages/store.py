@@ -214,7 +214,7 @@ class Store:
         return await self.ledger.read(lambda c: deliveries.due(c, name, now, BACKLOG))
 
     async def _probe(self, entity: ApplicationEntity, condition: Condition, work: Sequence[Work]) -> Trouble | None:
-        """Send a C-ECHO where images must not be the probe: behind a breaker, and before a send in doubt is repeated."""
+        """Send a C-ECHO where no image may be the probe: behind a breaker, and before a send in doubt is repeated."""
         if condition.breaker_until is None and not any(one.unknown for one in work):
             return None
         wrong = await self._thread(condition.name, self._scu.echo, entity)
