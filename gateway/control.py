@@ -200,8 +200,8 @@ def _ask_daemon(configuration: Configuration, verb: str, arguments: Mapping[str,
         except (OSError, ValueError):
             raise GatewayError("the gateway gave no answer on its control socket") from None
     if "error" in answer:
-        error = UsageError if answer["exit"] == UsageError.exit_code else GatewayError
-        raise error(answer["error"], hint=answer["hint"])
+        kind = UsageError if answer["exit"] == UsageError.exit_code else GatewayError
+        raise kind(answer["error"], hint=answer["hint"])
     document: Document = answer["result"]
     return document
 

@@ -5,7 +5,7 @@ Numbers of the ledger are taken every few seconds and served from memory: a scra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,6 +18,9 @@ from gateway.edges.smtp import Counters
 from gateway.ledger.inventory import Census
 
 PREFIX: Final = "dicom_mail_"
+
+Values = Iterable[tuple[tuple[str, ...], float]]
+"""A sample for each combination of label values."""
 
 
 @dataclass(slots=True)
@@ -52,14 +55,12 @@ class LedgerCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Yield every metric."""
         readings = self._readings
-        yield _gauge("build_info", "The running release.", ["version"], {(__version__,): 1})
+        yield _gauge("build_info", "The running release.", ["version"], [((__version__,), 1)])
         yield _gauge(
-            "heartbeat_seconds", "When the gateway last looked around, since the epoch.", [], {(): readings.heartbeat}
+            "heartbeat_seconds", "When the gateway last looked around, since the epoch.", [], [((), readings.heartbeat)]
         )
-        yield _gauge("disk_free_bytes", "Free space under the data folder.", [], {(): readings.free_bytes})
-        yield _gauge(
-            "door_open", "Whether a door is open.", ["door"], {(name,): up for name, up in readings.doors.items()}
-        )
+        yield _gauge("disk_free_bytes", "Free space under the data folder.", [], [((), readings.free_bytes)])
+        yield _gauge("door_open", "Whether a door is open.", ["door"], _named(readings.doors))
         if readings.census is not None:
             yield from _of_the_ledger(readings.census)
         counters = self._counters()
@@ -68,13 +69,12 @@ class LedgerCollector(Collector):
 
 
 def _of_the_ledger(census: Census) -> Iterable[Metric]:
-    by_outcome = {(outcome,): count for outcome, count in census.messages.items()}
-    yield _gauge("items", "Messages and collections by outcome.", ["outcome"], by_outcome)
+    yield _gauge("items", "Messages and collections by outcome.", ["outcome"], _named(census.messages))
     yield _gauge(
         "instances",
         "Instances by destination and outcome.",
         ["destination", "outcome"],
-        census.instances,
+        census.instances.items(),
     )
     yield _gauge(
         "instances_in_doubt", "Sends without a valid answer, by destination.", ["destination"], _named(census.doubtful)
@@ -92,28 +92,28 @@ def _of_the_ledger(census: Census) -> Iterable[Metric]:
 
 
 def _of_the_door(counters: Counters) -> Iterable[Metric]:
-    yield _counter("smtp_sessions", "Connections let in.", [], {(): counters.sessions})
-    yield _counter("smtp_turned_away", "Connections not let in.", [], {(): counters.turned_away})
-    yield _counter("smtp_accepted", "Messages answered with 250.", [], {(): counters.accepted})
-    yield _counter("smtp_accepted_bytes", "Bytes of the messages answered with 250.", [], {(): counters.bytes})
-    replies = {("4yz",): counters.temporary, ("5yz",): counters.permanent}
+    yield _counter("smtp_sessions", "Connections let in.", [], [((), counters.sessions)])
+    yield _counter("smtp_turned_away", "Connections not let in.", [], [((), counters.turned_away)])
+    yield _counter("smtp_accepted", "Messages answered with 250.", [], [((), counters.accepted)])
+    yield _counter("smtp_accepted_bytes", "Bytes of the messages answered with 250.", [], [((), counters.bytes)])
+    replies = _named({"4yz": counters.temporary, "5yz": counters.permanent})
     yield _counter("smtp_refusals", "Replies that refused something.", ["class"], replies)
 
 
-def _named(values: dict[str, float]) -> dict[tuple[str, ...], float]:
-    return {(name,): value for name, value in values.items()}
+def _named(values: Mapping[str, float]) -> Values:
+    return [((name,), value) for name, value in values.items()]
 
 
-def _gauge(name: str, text: str, labels: list[str], values: dict[tuple[str, ...], float]) -> Metric:
+def _gauge(name: str, text: str, labels: list[str], values: Values) -> Metric:
     family = GaugeMetricFamily(PREFIX + name, text, labels=labels)
-    for key, value in values.items():
+    for key, value in values:
         family.add_metric(list(key), value)
     return family
 
 
-def _counter(name: str, text: str, labels: list[str], values: dict[tuple[str, ...], float]) -> Metric:
+def _counter(name: str, text: str, labels: list[str], values: Values) -> Metric:
     family = CounterMetricFamily(PREFIX + name, text, labels=labels)
-    for key, value in values.items():
+    for key, value in values:
         family.add_metric(list(key), value)
     return family
 

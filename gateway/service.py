@@ -13,6 +13,7 @@ import signal
 import ssl
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,8 +182,9 @@ class Service:
             self.store.not_before = now + GRACE_AFTER_CRASH
             log.warning("recovered", reason="unclean-stop")
         await self.ledger.write(lambda c: deliveries.orphan(c, self.configuration.ae, now))
+        lanes = [f"store:{name}" for name in self.configuration.ae]
         # Marks of a former life are doubts even where nothing waits any more: every lane looks once.
-        await self.ledger.write(lambda c: [tickets.put(c, f"store:{name}", now) for name in self.configuration.ae])
+        await self.ledger.write(lambda c: tickets.put_all(c, lanes, now))
         await self.janitor.reissue(now)
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
@@ -309,7 +311,7 @@ class Service:
         self.readings.heartbeat = now.timestamp()
         for one in await self.ledger.read(notices.untold):
             await self.pager.page(one)
-            await self.ledger.write(lambda c, one=one: notices.told(c, one))
+            await self.ledger.write(partial(notices.told, one=one))
         await self._chores(due, now)
 
     async def _chores(self, due: dict[str, datetime], now: datetime) -> None:

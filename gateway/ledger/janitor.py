@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 from sqlalchemy import Connection, delete, func, insert, or_, select, update
@@ -45,7 +46,7 @@ class Janitor:
         """Put a ticket for each row that wants work and has none; return how many."""
         missing = await self.ledger.read(inventory.tickets_missing)
         if missing:
-            await self.ledger.write(lambda c: [tickets.put(c, key, now) for key in missing])
+            await self.ledger.write(lambda c: tickets.put_all(c, missing, now))
         return len(missing)
 
     async def purge(self, now: datetime, retention: timedelta, remember: timedelta) -> int:
@@ -53,7 +54,7 @@ class Janitor:
         count = 0
         while keys := await self.ledger.write(lambda c: _purge_bytes(c, now, now - retention)):
             # The rows say so already: a crash here leaves bytes without a need, which the sweep takes.
-            await asyncio.to_thread(lambda keys=keys: [self.spool.remove(key) for key in keys])
+            await asyncio.to_thread(self.spool.remove_all, keys)
             count += len(keys)
         while await self.ledger.write(lambda c: _purge_rows(c, now - max(remember, retention))):
             pass
@@ -65,16 +66,16 @@ class Janitor:
         count = 0
         for at in range(0, len(old), MOST_ROWS):
             some = old[at : at + MOST_ROWS]
-            needed = await self.ledger.read(lambda c, some=some: _needed(c, some))
+            needed = await self.ledger.read(partial(_needed, keys=some))
             orphans = [key for key in some if key not in needed]
-            await asyncio.to_thread(lambda orphans=orphans: [self.spool.remove(key) for key in orphans])
+            await asyncio.to_thread(self.spool.remove_all, orphans)
             count += len(orphans)
         return count
 
     async def prove(self, now: datetime) -> bool:
         """Make the conservation proof, and open a notice when it does not hold (R34)."""
         document = await self.ledger.read(lambda c: inventory.reconcile(c, self.spool.has))
-        good = document["unaccounted"] == 0 and document["instances"]["unaccounted"] == 0
+        good: bool = document["unaccounted"] == 0 and document["instances"]["unaccounted"] == 0
 
         def note(connection: Connection) -> None:
             if good:

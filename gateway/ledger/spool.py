@@ -18,7 +18,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,6 +132,11 @@ class Spool:
     def remove(self, key: str) -> None:
         """Delete the bytes of a key; nothing happens when they are gone already."""
         wipe(self.root, key)
+
+    def remove_all(self, keys: Iterable[str]) -> None:
+        """Delete the bytes of several keys."""
+        for key in keys:
+            self.remove(key)
 
     def keys(self, older_than: float) -> Iterator[str]:
         """Every key whose file was last changed before a moment (seconds since the epoch): what a sweep looks at."""

@@ -65,6 +65,12 @@ def put(connection: Connection, key: str, due: datetime) -> None:
     connection.info["ticket"] = True
 
 
+def put_all(connection: Connection, keys: Iterable[str], due: datetime) -> None:
+    """Want a look at each of several rows."""
+    for key in keys:
+        put(connection, key, due)
+
+
 def restart(connection: Connection, now: datetime) -> list[str]:
     """Make every ticket of a former life ready again, and name those that were running when it ended."""
     running = list(

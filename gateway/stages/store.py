@@ -244,6 +244,7 @@ class Store:
     async def _serve(self, run: _Run, proposed: Sequence[contexts.Context]) -> None:
         """Keep one association busy until the work is done; open another when it is dropped."""
         while run.work and run.trouble is None and not self._stopping:
+            began = datetime.now(UTC)
             try:
                 association = await self._thread(run.name, self._scu.open, run.entity, proposed)
             except AssociationRejectedError as error:
@@ -254,16 +255,15 @@ class Store:
                 return
             self._open.add(association)
             try:
-                await self._use(run, association)
+                await self._use(run, association, began)
             finally:
                 self._open.discard(association)
                 await asyncio.shield(self._thread(run.name, association.release))
 
-    async def _use(self, run: _Run, association: Association) -> None:
+    async def _use(self, run: _Run, association: Association, began: datetime) -> None:
         first = self._take(run)
         window = await self.ledger.write(lambda c: deliveries.mark(c, first))
         while window:
-            began = datetime.now(UTC)
             sent = await self._transfer(run, association, [self._queued(one) for one in window])
             settled = self._judge(run, window, sent)
             unsent = window[len(sent) :]
