@@ -159,10 +159,18 @@ def test_an_association_that_ends_within_a_data_set_leaves_it_unknown(make: Make
     assert len(scp.seen) == 1
 
 
-def test_an_abort_within_a_data_set_is_noticed_while_sending(make: Make) -> None:
-    """R12: a peer that aborts and reads on does not get the rest of 30 MB."""
-    with ScriptedScp(Answer(act="abort", after=100_000)) as scp:
+@pytest.mark.parametrize("act", ["abort", "abort-close"])
+def test_an_abort_within_a_data_set_is_noticed_while_sending(make: Make, act: str) -> None:
+    """R12: a peer that aborts does not get the rest of 30 MB, and its last word is heard though it hung up."""
+    with ScriptedScp(Answer(act=act, after=100_000)) as scp:
         _, outcomes = send(scp, make(1, 30_000_000))
+    assert outcomes == [model.Sent(0, None, comment="A-ABORT")]
+
+
+def test_the_last_word_of_a_peer_is_heard_after_it_hung_up(make: Make) -> None:
+    """R12: writing fails first; the A-ABORT that says why has come before that."""
+    with ScriptedScp(Answer(act="abort-close", after=10_000), receive_buffer=4096) as scp:
+        _, outcomes = send(scp, make(1, 1_000_000))
     assert outcomes == [model.Sent(0, None, comment="A-ABORT")]
 
 
@@ -505,6 +513,15 @@ def test_two_releases_at_once_are_both_answered(make: Make) -> None:
     assert scp.ends == ["collided"]
 
 
+def test_data_that_crosses_a_release_is_ignored(make: Make) -> None:
+    """PS3.8 §7.2.2.4: until the release is answered, data may still come."""
+    with ScriptedScp(Answer(act="twice")) as scp:
+        association, outcomes = send(scp, make(1))
+        association.release()
+        scp.settle()
+    assert (outcomes, scp.ends) == ([model.Sent(0, 0)], ["release"])
+
+
 def test_abort_tells_the_peer(make: Make) -> None:
     """PS3.8 §9.3.8: between messages an A-ABORT is sent; twice is as good as once."""
     with ScriptedScp() as scp:
@@ -585,6 +602,26 @@ def test_a_peer_without_tls_is_unreachable_by_tls(
     _, client = certificates
     with ScriptedScp() as scp, pytest.raises(PeerUnreachableError, match="TLS"):
         Association.open(peer(scp, SHORT, client), contexts.plan(make(1))[0].contexts)
+
+
+def test_a_peer_that_answers_tls_in_plain_words_is_unreachable(
+    make: Make, certificates: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    """TLS-3: the library's reason is handed on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def greet() -> None:
+            with listener.accept()[0] as connection:
+                connection.sendall(b"220 smtp.example\r\n")
+
+        server = threading.Thread(target=greet)
+        server.start()
+        target = Peer("SMTP", "127.0.0.1", listener.getsockname()[1], "GATEWAY", LONG, tls=certificates[1])
+        with pytest.raises(PeerUnreachableError, match="cannot be reached by TLS"):
+            Association.open(target, contexts.plan(make(1))[0].contexts)
+        server.join()
 
 
 def test_a_certificate_nobody_trusts_is_named(make: Make, certificates: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:

@@ -305,6 +305,8 @@ class _Conversation:
             self.scp.stop.wait(30)
         elif fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif fault == "abort-close":  # without reading what is on the way: a reset follows
+            self.connection.sendall(A_ABORT)
         elif fault != "close":
             self.connection.sendall(FAULTS[fault])
             self.silence()
@@ -394,7 +396,7 @@ FAULTS = {
     "endless-command": _fragment(1, 1, bytes(4096)) * 20,
 }
 """What is said instead of an answer; then only silence, until the peer goes. Beside these: ``deaf`` (reads no more),
-``collide`` (a release that meets the peer's own), ``close`` and ``reset``."""
+``collide`` (a release that meets the peer's own), ``abort-close``, ``close`` and ``reset``."""
 
 GREETING_FAULTS = {
     "short-reject": struct.pack(">BxIBB", 3, 2, 0, 1),
