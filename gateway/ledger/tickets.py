@@ -19,6 +19,7 @@ import structlog
 from sqlalchemy import Connection, case, delete, false, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from gateway.errors import LedgerError
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.tables import ticket
 
@@ -26,6 +27,15 @@ log = structlog.get_logger(__name__)
 
 SLOWEST_LOOK: Final = timedelta(seconds=30)
 """How long the carrier sleeps at most, so that a clock that jumped is noticed (R29)."""
+
+FARTHEST: Final = timedelta(hours=2)
+"""A ticket due later than that was written by a clock that ran ahead: it is served now, and its row decides (R29)."""
+
+LATEST: Final = timedelta(hours=1)
+"""How far ahead the carrier puts a ticket at most: looking once too often costs nothing."""
+
+LEDGER_PAUSE: Final = 5.0
+"""Seconds until the carrier asks a ledger again that failed: a full disk passes, and the carrier goes on (R5)."""
 
 AFTER_A_FAULT: Final = timedelta(seconds=20)
 """When a ticket is looked at again whose handler raised: its row says nothing of it, so this is not its back-off."""
@@ -76,22 +86,19 @@ def restart(connection: Connection, now: datetime) -> list[str]:
     running = list(
         connection.scalars(update(ticket).where(ticket.c.running).values(running=False).returning(ticket.c.key))
     )
-    # A ticket that lies far ahead was written by a clock that was wrong; its row's own time decides anyway (R29).
-    connection.execute(update(ticket).where(ticket.c.due > now + timedelta(days=1)).values(due=now))
+    connection.execute(update(ticket).where(ticket.c.due > now + FARTHEST).values(due=now))
     connection.info["ticket"] = True
     return running
 
 
 def claim(connection: Connection, now: datetime, kind: str, most: int) -> list[str]:
     """Mark due tickets of a kind as running and return their keys, the longest due first."""
-    due = (
-        select(ticket.c.key)
-        .where(~ticket.c.running, ticket.c.due <= now, ticket.c.key.startswith(kind + ":", autoescape=True))
-        .order_by(ticket.c.due)
-        .limit(most)
-    )
-    statement = update(ticket).where(ticket.c.key.in_(due)).values(running=True, again=None).returning(ticket.c.key)
-    return list(connection.scalars(statement))
+    due = or_(ticket.c.due <= now, ticket.c.due > now + FARTHEST)
+    mine = ~ticket.c.running & ticket.c.key.startswith(kind + ":", autoescape=True)
+    keys = list(connection.scalars(select(ticket.c.key).where(mine, due).order_by(ticket.c.due).limit(most)))
+    if keys:
+        connection.execute(update(ticket).where(ticket.c.key.in_(keys)).values(running=True, again=None))
+    return keys
 
 
 def finish(connection: Connection, key: str, again: datetime | None) -> None:
@@ -153,14 +160,21 @@ class Carrier:
         try:
             while True:
                 self._awake.clear()
-                for kind in self.kinds:
-                    await self._start(kind)
-                await self._sleep()
+                try:
+                    await self._round()
+                except LedgerError as error:
+                    log.error("ledger_failed", exception=type(error).__name__)  # noqa: TRY400
+                    await asyncio.sleep(LEDGER_PAUSE)
         finally:
             tasks = [task for tasks in self._running.values() for task in tasks]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _round(self) -> None:
+        for kind in self.kinds:
+            await self._start(kind)
+        await self._sleep()
 
     async def _start(self, kind: str) -> None:
         free = self.kinds[kind].at_once - len(self._running[kind])
@@ -180,8 +194,17 @@ class Carrier:
         except Exception as error:
             log.error("handler_failed", stage=kind, exception=type(error).__name__, exc_info=error)  # noqa: TRY400
             again = self.clock() + AFTER_A_FAULT
-        await self.ledger.write(lambda c: finish(c, key, again))
+        await self._finish(key, again and min(again, self.clock() + LATEST))
         self._awake.set()
+
+    async def _finish(self, key: str, again: datetime | None) -> None:
+        # A ticket that stayed marked as running would not be looked at before the next start (R17).
+        while True:
+            try:
+                return await self.ledger.write(lambda c: finish(c, key, again))
+            except LedgerError as error:
+                log.error("ledger_failed", exception=type(error).__name__)  # noqa: TRY400
+                await asyncio.sleep(LEDGER_PAUSE)
 
     async def _sleep(self) -> None:
         # A kind that is full can start nothing before one of its handlers ends, and that wakes us.
