@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, overload
 
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
 from gateway.core.routing import Decision
 from gateway.ledger import tickets
@@ -16,6 +16,9 @@ from gateway.ledger.events import tell
 from gateway.ledger.notices import close_notice, open_notice
 from gateway.ledger.tables import delivery, finding, instance, message
 from gateway.model import Direction, Envelope, Header, Instance, Outcome, Reading, Stage, first_problem
+
+RELEASED = "released"
+"""Code of a message that a person let go on: that word stands for the checks that cannot be made."""
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: nothing that is misread on the telephone
 
@@ -59,6 +62,7 @@ def accept(connection: Connection, arrival: Arrival, remember: timedelta) -> str
     """Take custody of a message: its row, its event, its ticket. Return the id of the first when it is a repetition.
 
     Only the same mail (equal Message-ID and body) is a repetition; it has the outcome of the first and is not read.
+    An MTA may hand one mail over once for each recipient: what takes another route than the first is no repetition.
     """
     first = _first_of(connection, arrival, remember)
     decision = arrival.decision
@@ -125,21 +129,21 @@ def _first_of(connection: Connection, arrival: Arrival, remember: timedelta) -> 
     if arrival.header.message_id is None:
         return None
     same = (message.c.message_id == _plain(arrival.header.message_id)) & (message.c.body_sha256 == arrival.body_sha256)
-    columns = (message.c.id, message.c.outcome, message.c.code, message.c.stage, message.c.closed_at)
-    since = arrival.at - remember
-    return connection.execute(
+    partner = arrival.decision.partner.name if arrival.decision.partner else None
+    same &= message.c.partner.is_not_distinct_from(partner) & (message.c.direction == Direction.IN)
+    columns = (message.c.id, message.c.outcome, message.c.code, message.c.stage, message.c.closed_at, message.c.routes)
+    firsts = connection.execute(
         select(*columns)
-        .where(
-            same, message.c.duplicate_of.is_(None), message.c.received_at > since, message.c.direction == Direction.IN
-        )
+        .where(same, message.c.duplicate_of.is_(None), message.c.received_at > arrival.at - remember)
         .order_by(message.c.received_at)
-        .limit(1)
-    ).one_or_none()
+    )
+    routes = {route.name for route in arrival.decision.routes}
+    return next((first for first in firsts.all() if routes <= set(first.routes)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What RECEIVE needs to know of a message."""
+    """What RECEIVE needs to know of a message; ``released`` when a person let it go on."""
 
     id: str
     blob: str
@@ -152,6 +156,7 @@ class Row:
     tries: int
     stage: Stage
     outcome: Outcome
+    released: bool
 
 
 def get(connection: Connection, key: str) -> Row | None:
@@ -172,6 +177,7 @@ def get(connection: Connection, key: str) -> Row | None:
         row.tries,
         Stage(row.stage),
         Outcome(row.outcome),
+        row.code == RELEASED,
     )
 
 
@@ -210,17 +216,19 @@ def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
     mine = (message.c.id == key) & (message.c.outcome == Outcome.WAITING) & (message.c.stage == Stage.RECEIVE)
     if connection.execute(update(message).where(mine).values(values)).rowcount == 0:
         return False
-    _note_findings(connection, key, read.reading, now)
+    _note_findings(connection, key, read.reading)
     instances = read.reading.instances
     if instances and read.destinations:
-        clashes = _clashes(connection, instances)
+        known = _known(connection, instances)
         connection.execute(insert(instance), [_instance_values(key, n, one) for n, one in enumerate(instances, 1)])
-        connection.execute(insert(delivery), list(_delivery_values(key, instances, read.destinations, clashes, now)))
+        connection.execute(insert(delivery), list(_delivery_values(key, instances, read.destinations, known, now)))
         for name in read.destinations:
             tickets.put(connection, f"store:{name}", now)
     tell(connection, now, "read", _summary(read), message=key)
     if read.held or read.refused:
-        _close_whole(connection, key, Outcome.HELD if read.held else Outcome.REFUSED, read.held or read.refused, now)
+        outcome, code = Outcome.HELD if read.held else Outcome.REFUSED, read.held or read.refused
+        tell(connection, now, f"now-{outcome}", f"{outcome}: {code}", message=key)
+        _close_whole(connection, key, outcome, code, now)
     fold(connection, [key], now)
     return True
 
@@ -309,13 +317,13 @@ def announce(connection: Connection, key: str, outcome: Outcome, code: str | Non
         open_notice(connection, now, outcome, key, f"{key} is {outcome}: {code}", hint)
 
 
-def _note_findings(connection: Connection, key: str, reading: Reading, now: datetime) -> None:
-    del now
-    if reading.findings:
-        rows = [
-            {"message": key, "code": one.code, "severity": one.severity, "part": one.where, "text": one.text}
-            for one in reading.findings
-        ]
+def _note_findings(connection: Connection, key: str, reading: Reading) -> None:
+    connection.execute(delete(finding).where(finding.c.message == key))  # of an earlier reading
+    rows = [
+        {"message": key, "code": one.code, "severity": one.severity, "part": _plain(one.where), "text": one.text}
+        for one in reading.findings
+    ]
+    if rows:
         connection.execute(insert(finding), rows)
 
 
@@ -340,8 +348,8 @@ def _instance_values(key: str, number: int, one: Instance) -> dict[str, Any]:
         "transfer_syntax": one.transfer_syntax,
         "sha256": one.sha256,
         "data_set_sha256": one.data_set_sha256,
-        "part": one.part,
-        "file_id": one.file_id,
+        "part": _plain(one.part),
+        "file_id": _plain(one.file_id),
         "start": one.file.start,
         "data_set": one.data_set,
         "size": one.size,
@@ -349,14 +357,18 @@ def _instance_values(key: str, number: int, one: Instance) -> dict[str, Any]:
 
 
 def _delivery_values(
-    key: str, instances: Sequence[Instance], destinations: Sequence[str], clashes: set[str], now: datetime
+    key: str,
+    instances: Sequence[Instance],
+    destinations: Sequence[str],
+    known: dict[str, set[tuple[str, str]]],
+    now: datetime,
 ) -> Iterable[dict[str, Any]]:
-    content: dict[str, tuple[str, str]] = {}
     for number, one in enumerate(instances, 1):
-        # Within one message too, a UID that comes with two contents is nobody's to choose from (AMB-23).
-        known = content.setdefault(one.sop_instance, (one.transfer_syntax, one.data_set_sha256))
-        clash = one.sop_instance in clashes or known != (one.transfer_syntax, one.data_set_sha256)
-        code = one.held or ("uid-reused" if clash else None)
+        # Within one message too, the second content of a UID is held (AMB-23).
+        others = known.setdefault(one.sop_instance, set()) - {_content(one)}
+        code = one.held or ("uid-reused" if others else None)
+        if code is None:
+            known[one.sop_instance].add(_content(one))
         state = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
         if code is None:
             state = {"outcome": Outcome.WAITING, "code": None, "next_attempt": now, "closed_at": None}
@@ -364,18 +376,22 @@ def _delivery_values(
             yield {"message": key, "number": number, "destination": name, **state}
 
 
-def _clashes(connection: Connection, instances: Sequence[Instance]) -> set[str]:
-    """Find the SOP Instance UIDs that are stored or queued with other content: another syntax or another data set."""
-    mine = {one.sop_instance: (one.transfer_syntax, one.data_set_sha256) for one in instances if not one.held}
-    known = delivery.c.outcome.in_([Outcome.DELIVERED, Outcome.WAITING])
-    clashes: set[str] = set()
-    uids = list(mine)
+def _content(one: Instance) -> tuple[str, str]:
+    return one.transfer_syntax, one.data_set_sha256
+
+
+def _known(connection: Connection, instances: Sequence[Instance]) -> dict[str, set[tuple[str, str]]]:
+    """Find what is stored or queued under each SOP Instance UID: transfer syntaxes and data sets."""
+    queued = delivery.c.outcome.in_([Outcome.DELIVERED, Outcome.WAITING])
+    known: dict[str, set[tuple[str, str]]] = {}
+    uids = list({one.sop_instance for one in instances})
     for at in range(0, len(uids), 500):
         rows = connection.execute(
             select(instance.c.sop_instance, instance.c.transfer_syntax, instance.c.data_set_sha256)
             .join(delivery, (delivery.c.message == instance.c.message) & (delivery.c.number == instance.c.number))
-            .where(instance.c.sop_instance.in_(uids[at : at + 500]), known)
+            .where(instance.c.sop_instance.in_(uids[at : at + 500]), queued)
             .distinct()
         )
-        clashes.update(row.sop_instance for row in rows if mine[row.sop_instance] != (row[1], row[2]))
-    return clashes
+        for uid, syntax, data_set in rows:
+            known.setdefault(uid, set()).add((syntax, data_set))
+    return known
