@@ -110,7 +110,9 @@ def instance(number: int, *, uid: str | None = None, content: str = "", held: st
     return Instance(CT, uid, "1.2.3", "1.2.3.4", EXPLICIT, digest, digest, str(number), None, span, 40, held)
 
 
-def read(*instances: Instance, to: Sequence[str] = ("pacs",), blob: str = "2026112312/read.dcm", **changes: Any) -> Read:
+def read(
+    *instances: Instance, to: Sequence[str] = ("pacs",), blob: str = "2026112312/read.dcm", **changes: Any
+) -> Read:
     """What RECEIVE made of a message with these instances."""
     values: dict[str, Any] = {"refused": None, "held": None, "seconds": 0.2}
     reading = Reading("dicom" if instances else "other", instances)
@@ -118,12 +120,19 @@ def read(*instances: Instance, to: Sequence[str] = ("pacs",), blob: str = "20261
 
 
 def queue(
-    connection: Connection, key: str, *instances: Instance, to: Sequence[str] = ("pacs",), at: datetime = NOW, **changes: Any
+    connection: Connection,
+    key: str,
+    *instances: Instance,
+    to: Sequence[str] = ("pacs",),
+    at: datetime = NOW,
+    **changes: Any,
 ) -> None:
     """Accept a message and write down what was read in it."""
     arrived = arrival(key, at=at, decision=decision(*to), **changes)
     assert messages.accept(connection, arrived, REMEMBER) is None
-    assert messages.decide(connection, key, read(*(instances or (instance(1),)), to=to, blob=f"2026112312/{key}.dcm"), at)
+    assert messages.decide(
+        connection, key, read(*(instances or (instance(1),)), to=to, blob=f"2026112312/{key}.dcm"), at
+    )
 
 
 def settled(work: Work, outcome: Outcome = Outcome.DELIVERED, **changes: Any) -> Settled:

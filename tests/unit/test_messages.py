@@ -56,9 +56,7 @@ def test_text_that_no_database_takes_is_written_out(connection: Connection) -> N
     """NUL and bytes that are no Unicode, in envelope, header and file ids, never make a message unstorable (R9)."""
     wild = "a\0b\udcff"
     envelope = Envelope("smtp", wild, (wild,), "192.0.2.1")
-    messages.accept(
-        connection, arrival("in-1", envelope=envelope, header=replace(HEADER, message_id=wild)), REMEMBER
-    )
+    messages.accept(connection, arrival("in-1", envelope=envelope, header=replace(HEADER, message_id=wild)), REMEMBER)
     one = replace(instance(1), file_id=wild, part=f"1!{wild}")
     what = Finding("other-part", Severity.INFO, f"1!{wild}", "x")
     made = replace(read(one), reading=Reading("dicom", (one,), (what,)))
@@ -120,7 +118,9 @@ def test_what_was_read_becomes_a_delivery_for_each_instance_and_destination(conn
         (2, "other", "waiting", None),
     ]
     assert {"store:pacs", "store:other"} <= set(wakes(connection))
-    assert not messages.decide(connection, "in-1", read(instance(3)), NOW)  # decided already: a second reader changes nothing
+    assert not messages.decide(
+        connection, "in-1", read(instance(3)), NOW
+    )  # decided already: a second reader changes nothing
     assert len(parts(connection, "in-1")) == 4
 
 
@@ -167,7 +167,9 @@ def test_another_transfer_syntax_is_other_content(connection: Connection) -> Non
 
 
 @pytest.mark.parametrize("order", [("", "forged"), ("forged", "")])
-def test_two_contents_of_one_uid_in_a_mail_hold_what_is_not_known(connection: Connection, order: tuple[str, str]) -> None:
+def test_two_contents_of_one_uid_in_a_mail_hold_what_is_not_known(
+    connection: Connection, order: tuple[str, str]
+) -> None:
     """In whichever order they come, content that differs from what is queued never reaches a PACS (R11)."""
     queue(connection, "in-1", instance(1))
     one, two = (replace(instance(1, content=content), part=part) for content, part in zip(order, "12", strict=True))
