@@ -6,6 +6,7 @@ most one piece of the file. It tells whether the data set parses, and picks the 
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,14 +32,17 @@ _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _UNDEFINED: Final = 0xFFFFFFFF
-_PADDING: Final = 0xFFFCFFFC
-_LONG: Final = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _SHORT: Final = frozenset(
     (
         *(b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN"),
         *(b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"),
     )
 )
+
+_ITEM_BYTES: Final = b"\xfe\xff\x00\xe0"
+_ENDLESS: Final = 1 << 62
+_EXPLICIT_HEAD: Final = Struct("<L2sH").unpack_from
+_IMPLICIT_HEAD: Final = Struct("<LL").unpack_from
 
 _SEQUENCE, _DATA_SET, _FRAGMENTS = range(3)
 
@@ -144,7 +148,9 @@ class Found:
 class _Level:
     kind: int
     end: int  # behind its last byte; -1 when a delimiter ends it
+    limit: int  # what it lies in ends here at the latest
     explicit: bool
+    guessed: bool = False
 
 
 @dataclass(slots=True)
@@ -180,36 +186,72 @@ def walk(source: Source, start: int, transfer_syntax: str, wanted: frozenset[int
 class _Walk:
     def __init__(self, source: Source, start: int, syntax: str, wanted: frozenset[int], *, nested: bool) -> None:
         order = ">" if syntax == BIG_ENDIAN else "<"
+        self._swapped = syntax == BIG_ENDIAN
         self._tag_vr = Struct(order + "HH2sH").unpack_from
         self._tag_length = Struct(order + "HHL").unpack_from
         self._length = Struct(order + "L").unpack_from
         self._source = source
         self._at = start
         self._wanted = wanted
+        # The same tags, and those that end a level, as one little endian number reads them.
+        self._stops = frozenset((tag & 0xFFFF) << 16 | tag >> 16 for tag in (*wanted, _ITEM_END, _SEQUENCE_END, 0))
         self._nested = nested
-        self._stack = [_Level(_DATA_SET, -1, syntax not in (IMPLICIT, GE_IMPLICIT))]
+        explicit = syntax not in (IMPLICIT, GE_IMPLICIT)
+        self._stack = [_Level(_DATA_SET, -1, _ENDLESS, explicit)]
         self._buffer = b""
         self._base = start
         self._walked = Walked()
 
     def run(self) -> Walked:
-        stack = self._stack
         while True:
-            level = stack[-1]
-            if level.end >= 0 and self._at >= level.end:
-                if self._at > level.end:
-                    raise Problem("damaged-data-set")
-                stack.pop()
-                continue
-            if not self._need(8):
-                if len(stack) > 1 or not self._is_padding():
-                    raise Problem("truncated-data-set")
-                return self._walked
-            if level.kind == _DATA_SET:
-                if not self._element(level):
+            try:
+                if self._step():
                     return self._walked
+            except Problem as problem:
+                if problem.code not in ("damaged-data-set", "truncated-data-set") or not self._is_no_sequence():
+                    raise
+
+    def _step(self) -> bool:
+        """Go over some elements or one item; tell whether the data set has ended."""
+        level = self._stack[-1]
+        if self._at >= level.limit:
+            if self._at > level.limit or level.end != level.limit:
+                raise Problem("damaged-data-set")
+            self._stack.pop()
+        elif not self._need(8):
+            if len(self._stack) > 1 or not self._is_padding():
+                raise Problem("truncated-data-set")
+            return True
+        elif level.kind != _DATA_SET:
+            self._item(level)
+        else:
+            if not self._swapped:
+                self._hurry(level)
+            if self._need(8) and self._at < level.limit:
+                return self._element(level)
+        return False
+
+    def _hurry(self, level: _Level) -> None:
+        """Go over ordinary elements: nearly all of them, thus as few steps as can be."""
+        buffer, stops = self._buffer, self._stops
+        at = self._at - self._base
+        end = min(level.limit - self._base, len(buffer))
+        try:
+            if level.explicit:
+                while at < end:
+                    tag, vr, length = _EXPLICIT_HEAD(buffer, at)
+                    if vr not in _SHORT or tag in stops:
+                        break
+                    at += 8 + length
             else:
-                self._item(level)
+                while at < end:
+                    tag, length = _IMPLICIT_HEAD(buffer, at)
+                    if length == _UNDEFINED or tag in stops or buffer.startswith(_ITEM_BYTES, at + 8):
+                        break
+                    at += 8 + length
+        except struct.error:
+            pass  # an element that the buffer holds in part
+        self._at = self._base + at
 
     def _need(self, size: int) -> bool:
         """See that so many bytes are at hand from the place on."""
@@ -223,48 +265,60 @@ class _Walk:
 
     def _is_padding(self) -> bool:
         """Tell whether nothing but zero bytes is left."""
-        while (rest := self._source.piece(self._at)) and not rest.strip(b"\0"):
-            self._at += len(rest)
-            self._walked.padded = True
+        at = self._at
+        while (rest := self._source.piece(at)) and not rest.strip(b"\0"):
+            at += len(rest)
+        self._walked.padded = at > self._at
         return not rest
 
-    def _element(self, level: _Level) -> bool:
-        index = self._at - self._base
-        group, element, vr, length = self._tag_vr(self._buffer, index)
-        tag = group << 16 | element
-        head = 8
-        if group == 0xFFFE:
-            if tag == _ITEM_END and level.end < 0 and len(self._stack) > 1:
-                self._at += 8
-                self._stack.pop()
+    def _is_no_sequence(self) -> bool:
+        """Leave what was taken for a sequence and is none; tell whether there was such a thing."""
+        for index, level in enumerate(self._stack):
+            if level.guessed:
+                self._at = level.end
+                del self._stack[index:]
                 return True
-            raise Problem("damaged-data-set")
+        return False
+
+    def _element(self, level: _Level) -> bool:
+        group, element, vr, length = self._tag_vr(self._buffer, self._at - self._base)
+        tag = group << 16 | element
+        top = len(self._stack) == 1
+        if group == 0xFFFE:
+            if tag != _ITEM_END or level.end >= 0 or top:
+                raise Problem("damaged-data-set")
+            self._at += 8
+            self._stack.pop()
+            return False
+        if tag == 0 and top and self._is_padding():
+            return True
+        head = 8
         if not level.explicit:
             vr = b""
-            (length,) = self._length(self._buffer, index + 4)
-        elif vr in _SHORT:
-            pass
-        elif vr in _LONG or (vr.isalpha() and vr.isupper()):
+            (length,) = self._length(self._buffer, self._at - self._base + 4)
+        elif vr not in _SHORT:
+            if not (vr.isalpha() and vr.isupper()):
+                first = top and not self._walked.found
+                raise Problem("wrong-transfer-syntax" if first else "damaged-data-set")
             # PS3.5 6.2: a VR that is not known yet has the long form.
             if not self._need(12):
                 raise Problem("truncated-data-set")
             (length,) = self._length(self._buffer, self._at - self._base + 8)
             head = 12
-        elif tag == 0 and len(self._stack) == 1 and self._is_padding():
-            return False
-        else:
-            first = len(self._stack) == 1 and not self._walked.found
-            raise Problem("wrong-transfer-syntax" if first else "damaged-data-set")
-        if tag == 0 and not level.explicit and len(self._stack) == 1 and self._is_padding():
-            return False
         self._at += head
         if length == _UNDEFINED:
             self._enter(tag, vr, level)
         elif vr == b"SQ":
-            self._push(_Level(_SEQUENCE, self._at + length, explicit=True))
+            self._push(_SEQUENCE, length, level)
+        elif not vr and length >= 8 and self._is_item():
+            # Implicit VR does not say what is a sequence: what begins with an item is taken for one.
+            self._push(_SEQUENCE, length, level, guessed=True)
         else:
             self._value(tag, length)
-        return True
+        return False
+
+    def _is_item(self) -> bool:
+        return self._need(8) and self._buffer.startswith(_ITEM_BYTES, self._at - self._base)
 
     def _value(self, tag: int, length: int) -> None:
         if tag in self._wanted and (self._nested or len(self._stack) == 1) and length <= VALUE_LIMIT:
@@ -276,14 +330,14 @@ class _Walk:
         self._at += length
 
     def _enter(self, tag: int, vr: bytes, level: _Level) -> None:
-        if vr in (b"SQ", b""):
-            kind = _FRAGMENTS if tag == 0x7FE00010 else _SEQUENCE
-            self._push(_Level(kind, -1, level.explicit))
-        elif vr == b"UN":
+        """Begin a value of undefined length."""
+        if vr == b"UN":
             # PS3.5 6.2.2: what is inside is a sequence in Implicit VR Little Endian.
-            self._push(_Level(_SEQUENCE, -1, explicit=False))
-        elif vr in (b"OB", b"OW"):
-            self._push(_Level(_FRAGMENTS, -1, level.explicit))
+            self._push(_SEQUENCE, None, level, implicit=True)
+        elif vr in (b"OB", b"OW") or (not vr and tag == 0x7FE00010):
+            self._push(_FRAGMENTS, None, level)
+        elif vr in (b"SQ", b""):
+            self._push(_SEQUENCE, None, level)
         else:
             raise Problem("damaged-data-set")
 
@@ -292,8 +346,7 @@ class _Walk:
         tag = group << 16 | element
         self._at += 8
         if tag == _ITEM and level.kind == _SEQUENCE:
-            end = -1 if length == _UNDEFINED else self._at + length
-            self._push(_Level(_DATA_SET, end, level.explicit))
+            self._push(_DATA_SET, None if length == _UNDEFINED else length, level)
         elif tag == _ITEM and length != _UNDEFINED:
             self._at += length
         elif tag == _SEQUENCE_END and level.end < 0:
@@ -301,7 +354,13 @@ class _Walk:
         else:
             raise Problem("damaged-data-set")
 
-    def _push(self, level: _Level) -> None:
+    def _push(
+        self, kind: int, length: int | None, outer: _Level, *, implicit: bool = False, guessed: bool = False
+    ) -> None:
         if len(self._stack) > 2 * NESTING_LIMIT:
             raise Problem("nested-too-deep")
-        self._stack.append(level)
+        end = -1 if length is None else self._at + length
+        if end > outer.limit:
+            raise Problem("damaged-data-set")
+        limit = outer.limit if length is None else end
+        self._stack.append(_Level(kind, end, limit, outer.explicit and not implicit, guessed))

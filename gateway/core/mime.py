@@ -126,7 +126,8 @@ class Walk:
         self._hits: dict[bytes, int] = {}
         self._prefix = prefix
         self._level = level
-        self.head, self._body = self._read_head(start, prefix.removesuffix("."))
+        self._body = start
+        self.head, _ = self._read_head(start, prefix.removesuffix("."))
 
     def __iter__(self) -> Iterator[Part]:
         leaf = self._open(self.head, self._body, self._prefix, "", self._level)
@@ -151,8 +152,8 @@ class Walk:
                 section = f"{multipart.prefix}{multipart.children}"
                 head, body = self._read_head(at, section)
                 leaf = self._open(head, body, section, multipart.section, multipart.depth)
-            # The line end of one delimiter may begin the next.
-            at -= 1
+            # The header was searched when it was read; the line end before the body may begin the next delimiter.
+            at = max(at, self._body) - 1
         if self._stack and not self.cut:
             self.findings.append(finding("missing-boundary", self._stack[-1].section))
         if leaf is not None:
@@ -198,7 +199,7 @@ class Walk:
 
     def _close(self, leaf: Part, place: int) -> Part:
         end = max(place, leaf.start)
-        if end > leaf.start and os.pread(self._file, 1, end - 1) == b"\r":
+        if end > leaf.start and self._block[end - 1 - self._base : end - self._base] == b"\r":
             end -= 1
         return Part(
             leaf.section,
@@ -214,7 +215,7 @@ class Walk:
     def _next(self, at: int) -> tuple[int, _Multipart, re.Match[bytes]] | None:
         """Find the next delimiter line of an open multipart at or behind a place."""
         while (place := self._find(at)) is not None:
-            line = os.pread(self._file, min(_MARGIN, self._end - place), place)
+            line = self._block[place - self._base : place - self._base + _MARGIN]
             whole = place + len(line) == self._end
             for multipart in reversed(self._stack):
                 match = multipart.line.match(line)
@@ -229,10 +230,15 @@ class Walk:
             return None
         while at < self._end:
             if not self._base <= at < self._base + BLOCK or self._base < 0:
-                self._base = at
-                self._block = os.pread(self._file, min(BLOCK + _MARGIN, self._end - at), at)
+                # One byte in front shows the CR of a line end, and a margin behind the whole of a delimiter line.
+                self._base = max(at - 1, 0)
+                self._block = os.pread(self._file, min(BLOCK + _MARGIN, self._end - self._base), self._base)
                 self._hits.clear()
-            relative = at - self._base
+            # A hyphen is found far quicker than a word, and base64 has none: most blocks are done here.
+            relative = self._block.find(b"-", at - self._base + 1) - 1
+            if relative < 0:
+                at = self._base + BLOCK
+                continue
             best = BLOCK
             for multipart in self._stack:
                 hit = self._hits.get(multipart.needle, -1)
@@ -262,13 +268,15 @@ class Walk:
         if end > self._header_limit or (not last and _UNFINISHED.match(block, end)):
             self.findings.append(finding("header-too-long", section))
             self.cut = True
+            self._body = start
             return Head("application/octet-stream"), start
         body = end
         if block.startswith(b"\r\n", end):
             body += 2
         elif block.startswith(b"\n", end):
             body += 1
-        return _head(block[:end]), start + body
+        self._body = start + body
+        return _head(block[:end]), self._body
 
 
 def _head(block: bytes) -> Head:

@@ -158,7 +158,7 @@ def judge(meta: Meta, source: Source, unpacked: int) -> Judged:
         sop_instance=values.get(_SOP_INSTANCE) or meta.sop_instance,
         study=values.get(_STUDY, ""),
         series=values.get(_SERIES, ""),
-        codes=tuple(codes),
+        codes=tuple(dict.fromkeys(codes)),
         held=next((code for code in codes if CODES[code].severity is Severity.ERROR), None),
     )
 

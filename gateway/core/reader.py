@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,14 @@ from gateway.model import DirectoryCheck, Finding, Fragment, Instance, OtherPart
 
 DICOM: Final = "application/dicom"
 
-_IN_FLIGHT: Final = 4
-"""Blocks that may wait for the hashing thread."""
+_THREAD_PAYS: Final = 128 << 10
+"""Bytes from which on handing a block to the hashing thread costs less than hashing it here."""
 
-_THREAD_PAYS: Final = 64 << 10
-"""Bytes from which on handing a block to the thread costs less than hashing it here."""
+_IN_FLIGHT: Final = 4
+"""Blocks that may wait for it."""
+
+_SNIFF: Final = 512
+"""Bytes of a body that show its true transfer encoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,12 @@ def read(message: Span, rules: Rules, out: BinaryIO) -> Reading:
         return reader.result(walk, is_report=is_report)
 
 
+def read_to(message: Span, rules: Rules, out: Path) -> Reading:
+    """Read one message, with the instances written to a file that exists already. Else as ``read``."""
+    with out.open("r+b") as file:
+        return read(message, rules, file)
+
+
 def _fragment(head: mime.Head) -> Reading:
     """Tell which piece this is (PRT-1)."""
     number, total = (_number(head.parameters.get(name, "")) for name in ("number", "total"))
@@ -111,27 +120,15 @@ class _Taken:
 
 
 class _Digests:
-    """The sha256 of a file, and of its data set (what "the same instance" means), computed beside the decoding."""
+    """The sha256 of a file, and of its data set: what "the same instance" means."""
 
-    def __init__(self, thread: ThreadPoolExecutor, pending: deque[Future[None]], data_set: int) -> None:
+    def __init__(self, data_set: int) -> None:
         self._file = hashlib.sha256()
         self._data = hashlib.sha256()
-        self._thread = thread
-        self._pending = pending
         self._skip = data_set
-        self._handed = False
+        self.threaded = False
 
     def update(self, block: bytes) -> None:
-        # Once a block of this file went to the thread, those behind it must follow it in order.
-        if len(block) < _THREAD_PAYS and not self._handed:
-            self._update(block)
-            return
-        self._handed = True
-        while len(self._pending) >= _IN_FLIGHT:
-            self._pending.popleft().result()
-        self._pending.append(self._thread.submit(self._update, block))
-
-    def _update(self, block: bytes) -> None:
         self._file.update(block)
         self._data.update(memoryview(block)[self._skip :])
         self._skip = 0
@@ -140,15 +137,67 @@ class _Digests:
         return self._file.hexdigest(), self._data.hexdigest()
 
 
+class _Hashing:
+    """Hashes big blocks on a second thread. Small ones are done at once: handing them over would cost more."""
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
+        self._pending: deque[Future[None]] = deque()
+
+    def add(self, digests: _Digests, block: bytes) -> None:
+        """Let a block be hashed, in the order of the calls."""
+        if len(block) < _THREAD_PAYS and not digests.threaded:
+            digests.update(block)
+            return
+        # What follows a block on the thread must follow it there.
+        digests.threaded = True
+        while len(self._pending) >= _IN_FLIGHT:
+            self._pending.popleft().result()
+        self._pending.append(self._thread.submit(digests.update, block))
+
+    def finish(self) -> None:
+        """Wait until everything is hashed."""
+        while self._pending:
+            self._pending.popleft().result()
+
+
+class _Output:
+    """The file that decoded instances are appended to, written and read by offset."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self.path = Path(out.name)
+        self.at = out.seek(0, os.SEEK_END)
+        self._out = out
+        self._file = out.fileno()
+
+    def write(self, block: bytes) -> None:
+        """Append a block."""
+        view = memoryview(block)
+        while view:
+            written = os.pwrite(self._file, view, self.at)
+            self.at += written
+            view = view[written:]
+
+    def reader(self, start: int) -> Callable[[int, int], bytes]:
+        """Return what reads bytes, counted from a place."""
+        return lambda offset, size: os.pread(self._file, size, start + offset)
+
+    def drop(self, start: int) -> None:
+        """Take back what was written from a place on."""
+        os.ftruncate(self._file, start)
+        self.at = start
+
+    def close(self) -> None:
+        """Leave the file as if it had been written through its own methods."""
+        self._out.seek(self.at)
+
+
 class _Reader:
     def __init__(self, file: int, rules: Rules, out: BinaryIO, thread: ThreadPoolExecutor) -> None:
         self._file = file
         self._rules = rules
-        self._out = out
-        self._path = Path(out.name)
-        self._at = out.seek(0, os.SEEK_END)
-        self._thread = thread
-        self._pending: deque[Future[None]] = deque()
+        self._out = _Output(out)
+        self._hashing = _Hashing(thread)
         self._taken: list[_Taken] = []
         self._others: list[OtherPart] = []
         self._findings: list[Finding] = []
@@ -159,11 +208,12 @@ class _Reader:
     def take(self, part: Part, *, count_only: bool) -> None:
         """Read one leaf part."""
         noted: set[str] = set()
-        encoding = self._encoding(part, noted)
-        blocks = transfer.decode(self._file, part.start, part.end, encoding, noted)
-        first = next(blocks, b"")
-        while len(first) < part10.DATA_AT and (more := next(blocks, b"")):
-            first += more
+        blocks = transfer.decode(self._file, part.start, part.end, part.encoding, noted)
+        first = _begin(blocks)
+        if not part10.is_marked(first) and (encoding := self._actual_encoding(part)):
+            noted.add("wrong-encoding")
+            blocks = transfer.decode(self._file, part.start, part.end, encoding, noted)
+            first = _begin(blocks)
         if count_only or not part10.is_marked(first):
             size = len(first) + sum(len(block) for block in blocks)
             self._others.append(OtherPart(part.section, part.type, size))
@@ -173,68 +223,56 @@ class _Reader:
         else:
             self._dicom_seen = True
             self._dicom(part, first, blocks)
-        self._findings += [finding(code, part.section) for code in sorted(noted)]
+        if noted and not part.type.startswith("text/"):
+            self._findings += [finding(code, part.section) for code in sorted(noted)]
 
-    def _encoding(self, part: Part, noted: set[str]) -> str:
-        """Correct a transfer encoding that is plainly wrong (AMB-21)."""
-        head = os.pread(self._file, min(512, part.end - part.start), part.start)
+    def _actual_encoding(self, part: Part) -> str | None:
+        """Find the transfer encoding of a file that is labelled with another one (AMB-21)."""
+        head = os.pread(self._file, min(_SNIFF, part.end - part.start), part.start)
         if part10.is_marked(head):
-            actual = "binary"
-        elif part.encoding != "base64" and part10.is_marked(b"".join(_peek(head))):
-            actual = "base64"
-        else:
-            return part.encoding
-        if actual == "base64" or part.encoding in ("base64", "quoted-printable"):
-            noted.add("wrong-encoding")
-            return actual
-        return part.encoding
+            return "binary"
+        letters = head.translate(None, b"\r\n")
+        try:
+            decoded = pybase64.b64decode(letters[: len(letters) // 4 * 4], validate=True)
+        except ValueError:
+            return None
+        return "base64" if part10.is_marked(decoded) else None
 
     def _dicom(self, part: Part, first: bytes, blocks: Iterator[bytes]) -> None:
-        start = self._at
+        start = self._out.at
         try:
             meta = part10.read_meta(first)
         except Problem as problem:
             self._reject(part, problem.code, first, blocks)
             return
-        digests = _Digests(self._thread, self._pending, meta.data_set)
+        digests = _Digests(meta.data_set)
         for block in _chain(first, blocks):
-            if self._at - start + len(block) > self._rules.instance:
-                self._drop(start)
+            if self._out.at - start + len(block) > self._rules.instance:
+                self._out.drop(start)
                 self._reject(part, "instance-too-big", first, blocks)
                 return
-            digests.update(block)
+            self._hashing.add(digests, block)
             self._out.write(block)
-            self._at += len(block)
-        self._out.flush()
-        source = Stored(self._read_from(start), first, self._at - start)
-        judged = part10.judge(meta, source, self._unpacked(self._at - start))
+        span = Span(self._out.path, start, self._out.at)
+        source = Stored(self._out.reader(start), first, span.size)
+        judged = part10.judge(meta, source, self._unpacked(span.size))
         if judged.is_directory or part.parameters.get("id", "").upper() == "DICOMDIR":
             self._directory(part, judged, source)
-            self._drop(start)
+            self._out.drop(start)
             return
         self._findings += [finding(code, part.section) for code in judged.codes]
         self._labels += _labels(part)
         if judged.is_identified:
-            span = Span(self._path, start, self._at)
             self._taken.append(_Taken(part, judged, span, digests))
         else:
-            self._others.append(OtherPart(part.section, part.type, self._at - start))
-            self._drop(start)
+            self._others.append(OtherPart(part.section, part.type, span.size))
+            self._out.drop(start)
 
     def _reject(self, part: Part, code: str, first: bytes, blocks: Iterable[bytes]) -> None:
         """Note a file of which nothing can be used."""
         self._findings.append(finding(code, part.section))
         size = len(first) + sum(len(block) for block in blocks)
         self._others.append(OtherPart(part.section, part.type, size))
-
-    def _drop(self, start: int) -> None:
-        """Take back what was written of a file that is no instance."""
-        self._out.seek(start)
-        self._out.truncate()
-        self._at = start
-
-    def _read_from(self, start: int) -> _ReadFrom:
-        return _ReadFrom(self._out.fileno(), start)
 
     def _unpacked(self, size: int) -> int:
         return min(self._rules.unpacked, size * self._rules.ratio)
@@ -250,8 +288,8 @@ class _Reader:
 
     def result(self, walk: mime.Walk, *, is_report: bool) -> Reading:
         """Finish: wait for the digests, check the directory, tell what the message is."""
-        while self._pending:
-            self._pending.popleft().result()
+        self._hashing.finish()
+        self._out.close()
         findings = [*walk.findings, *self._findings]
         held = next((f.code for f in findings if not f.where and f.severity is Severity.ERROR), None)
         instances = tuple(_instance(taken, held) for taken in self._taken)
@@ -278,17 +316,6 @@ class _Reader:
         return check, noted
 
 
-@dataclass(frozen=True, slots=True)
-class _ReadFrom:
-    """Reads the output file, counted from where one instance begins."""
-
-    file: int
-    start: int
-
-    def __call__(self, offset: int, size: int) -> bytes:
-        return os.pread(self.file, size, self.start + offset)
-
-
 def _instance(taken: _Taken, held: str | None) -> Instance:
     judged = taken.judged
     whole, data_set = taken.digests.result()
@@ -313,13 +340,12 @@ def _labels(part: Part) -> list[str]:
     return [name for name in names if name]
 
 
-def _peek(head: bytes) -> Iterator[bytes]:
-    """Decode the beginning of a body as if it were base64."""
-    letters = head.translate(None, b"\r\n")
-    try:
-        yield pybase64.b64decode(letters[: len(letters) // 4 * 4], validate=True)
-    except ValueError:
-        return
+def _begin(blocks: Iterator[bytes]) -> bytes:
+    """Take from decoded blocks what shows whether it is a DICOM file."""
+    first = b""
+    while len(first) < part10.DATA_AT and (more := next(blocks, b"")):
+        first += more
+    return first
 
 
 def _chain(first: bytes, blocks: Iterable[bytes]) -> Iterator[bytes]:

@@ -55,7 +55,7 @@ class Route:
 
     Attributes:
         name: As the configuration names it.
-        sender: A partner's name, an address pattern, or ``*``.
+        sender: A partner's name, an address pattern, or ``*`` for strangers too; None for any partner.
         to: Pattern of the recipient; None for any.
         mailbox: The mailbox section it is limited to; None for any door.
         store: Names of the destinations.
@@ -64,7 +64,7 @@ class Route:
     """
 
     name: str
-    sender: str
+    sender: str | None
     to: str | None
     mailbox: str | None
     store: tuple[str, ...]
@@ -156,11 +156,19 @@ def _first(book: Book, envelope: Envelope, sender: str | None, partner: Partner 
             continue
         if route.mailbox is not None and envelope.door.partition(".")[2] != route.mailbox:
             continue
-        if route.sender == "*" or (partner is not None and route.sender == partner.name):
-            return route
-        if "@" in route.sender and sender is not None and matches(route.sender, sender):
+        if _takes(route, sender, partner):
             return route
     return None
+
+
+def _takes(route: Route, sender: str | None, partner: Partner | None) -> bool:
+    if route.sender == "*":
+        return True
+    if route.sender is None:
+        return partner is not None
+    if "@" in route.sender:
+        return sender is not None and matches(route.sender, sender)
+    return partner is not None and route.sender == partner.name
 
 
 def _leads(route: Route, recipient: str) -> bool:

@@ -41,8 +41,7 @@ from gateway.core import contexts, dimse, status
 from gateway.errors import AssociationRejectedError, PeerUnreachableError
 
 for _name in ("pydicom", "pynetdicom"):  # they log UIDs, titles and whole PDUs at will
-    logging.getLogger(_name).addHandler(logging.NullHandler())
-    logging.getLogger(_name).propagate = False
+    logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
 
 APPLICATION_CONTEXT: Final = "1.2.840.10008.3.1.1.1"
 
@@ -234,6 +233,8 @@ class Association:
         if pdu.type == dimse.A_RELEASE_RQ:
             self._wire.write(dimse.RELEASE_RESPONSE, time.monotonic() + RELEASE_PATIENCE)
             self._wire.close()
+        elif pdu.type == dimse.A_ABORT:
+            self._wire.close()  # an abort is not answered (PS3.8 §9.2.3, AA-3)
         raise _DroppedError(pdu.name)
 
     def _store(self, queued: model.Queued) -> model.Sent:
@@ -532,6 +533,8 @@ def _rejection(peer: Peer, body: bytes) -> AssociationRejectedError:
 
 def _request(peer: Peer, proposed: Sequence[contexts.Context]) -> bytes:
     """Write the A-ASSOCIATE-RQ (PS3.8 §9.3.2)."""
+    if not proposed:
+        raise ValueError("nothing to propose")
     primitive = A_ASSOCIATE()
     primitive.application_context_name = UID(APPLICATION_CONTEXT)
     primitive.calling_ae_title = peer.calling

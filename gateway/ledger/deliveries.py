@@ -121,11 +121,6 @@ def next_due(connection: Connection, name: str) -> datetime | None:
     return first
 
 
-_MARK = (
-    update(delivery)
-    .where(delivery.c.id == bindparam("key"), delivery.c.outcome == Outcome.WAITING)
-    .values(sending=True, sends=delivery.c.sends + 1)
-)
 _UNMARK = update(delivery).where(delivery.c.id == bindparam("key")).values(sending=False, sends=delivery.c.sends - 1)
 _SETTLE = (
     update(delivery)
@@ -157,10 +152,17 @@ _REMARK = (
 )
 
 
-def mark(connection: Connection, window: Sequence[Work]) -> None:
-    """Say which instances are about to be on the wire. Committed before the first byte of them leaves."""
-    if window:
-        connection.execute(_MARK, [{"key": one.id} for one in window])
+def mark(connection: Connection, window: Sequence[Work]) -> list[Work]:
+    """Say which instances are about to be on the wire, and return them: a person may have held some meanwhile.
+
+    Committed before the first byte of them leaves.
+    """
+    if not window:
+        return []
+    waiting = delivery.c.id.in_([one.id for one in window]) & (delivery.c.outcome == Outcome.WAITING)
+    values = {"sending": True, "sends": delivery.c.sends + 1}
+    marked = set(connection.scalars(update(delivery).where(waiting).values(values).returning(delivery.c.id)))
+    return [one for one in window if one.id in marked]
 
 
 def settle(
@@ -216,16 +218,16 @@ def _tell_window(connection: Connection, name: str, key: str, settled: Sequence[
     tell(connection, now, "sent", f"to {name}: {text}", message=key, destination=name)
 
 
-def recover(connection: Connection, now: datetime, decide: Callable[[Facts], Next]) -> int:
-    """After an unclean stop: what was marked as sending may have arrived or not. Count each as unknown, and space it.
+def recover(connection: Connection, name: str, now: datetime, decide: Callable[[Facts], Next]) -> int:
+    """Count as unknown, and space, what is marked as on the wire at a destination to which nobody is sending.
 
-    Returns how many there were.
+    After an unclean stop, or a lane that was cut off, it may have arrived or not. Returns how many there were.
     """
     statement = (
         select(delivery.c.id, delivery.c.message, delivery.c.destination, delivery.c.failures, delivery.c.sends_unknown)
         .add_columns(delivery.c.outcome, message.c.received_at)
         .join(message, message.c.id == delivery.c.message)
-        .where(delivery.c.sending)
+        .where(delivery.c.sending, delivery.c.destination == name)
     )
     rows = connection.execute(statement).all()
     for row in rows:

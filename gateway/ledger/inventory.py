@@ -5,7 +5,8 @@ All of it is read from the tables alone (R36), and comes as the JSON documents o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -253,3 +254,61 @@ def tickets_missing(connection: Connection) -> list[str]:
         .distinct()
     )
     return [*connection.scalars(unread), *connection.scalars(unsent)]
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """Counts for the metrics, by name.
+
+    Attributes:
+        messages: By outcome.
+        instances: By destination and outcome.
+        doubtful: Sends without a valid answer, by destination.
+        oldest: Seconds that the oldest has waited, by destination.
+        up: 1 for each destination that takes images, else 0.
+        paused: 1 for each destination that a person paused, else 0.
+        notices: Open ones, by kind.
+        tickets: By stage.
+    """
+
+    messages: dict[str, float]
+    instances: dict[tuple[str, ...], float]
+    doubtful: dict[str, float]
+    oldest: dict[str, float]
+    up: dict[str, float]
+    paused: dict[str, float]
+    notices: dict[str, float]
+    tickets: dict[str, float]
+
+
+def census(connection: Connection, now: datetime, destinations: Collection[str]) -> Census:
+    """Count everything that the metrics show."""
+    zero: dict[str, float] = dict.fromkeys(destinations, 0.0)
+    messages = {name: float(count) for name, count in _messages(connection, 0).items() if name in list(Outcome)}
+    by_outcome = select(delivery.c.destination, delivery.c.outcome, func.count())
+    instances = connection.execute(by_outcome.group_by(delivery.c.destination, delivery.c.outcome)).all()
+    doubtful = select(delivery.c.destination, func.count()).where(_DOUBTFUL).group_by(delivery.c.destination)
+    waiting = (
+        select(delivery.c.destination, func.min(message.c.received_at))
+        .join(message, message.c.id == delivery.c.message)
+        .where(delivery.c.outcome == Outcome.WAITING)
+        .group_by(delivery.c.destination)
+    )
+    ages = {name: max((now - since).total_seconds(), 0.0) for name, since in connection.execute(waiting)}
+    rows = connection.execute(select(destination)).all()
+    stage = func.substr(ticket.c.key, 1, func.instr(ticket.c.key, ":") - 1)
+    if connection.dialect.name == "postgresql":
+        stage = func.split_part(ticket.c.key, ":", 1)
+    kinds: dict[str, float] = {}
+    for one in open_notices(connection):
+        kinds[one.kind] = kinds.get(one.kind, 0.0) + 1
+    return Census(
+        messages,
+        {(name, outcome): float(count) for name, outcome, count in instances},
+        zero | {name: float(count) for name, count in connection.execute(doubtful)},
+        zero | ages,
+        dict.fromkeys(destinations, 1.0) | {row.name: float(row.breaker_until is None) for row in rows},
+        zero | {row.name: float(row.paused) for row in rows},
+        kinds,
+        {name: float(count) for name, count in connection.execute(select(stage, func.count()).group_by(stage))},
+    )

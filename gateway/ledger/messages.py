@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, overload
 
 from sqlalchemy import Connection, func, insert, or_, select, update
 
@@ -70,10 +70,10 @@ def accept(connection: Connection, arrival: Arrival, remember: timedelta) -> str
         "door": arrival.envelope.door,
         "peer": arrival.envelope.peer,
         "account": arrival.envelope.user,
-        "sender": arrival.envelope.sender,
-        "recipients": list(arrival.envelope.recipients),
-        "message_id": arrival.header.message_id,
-        "from_address": decision.sender,
+        "sender": _plain(arrival.envelope.sender),
+        "recipients": [_plain(recipient) for recipient in arrival.envelope.recipients],
+        "message_id": _plain(arrival.header.message_id),
+        "from_address": _plain(decision.sender),
         "partner": decision.partner.name if decision.partner else None,
         "routes": [route.name for route in decision.routes],
         "urgent": decision.urgent,
@@ -110,10 +110,21 @@ def accept(connection: Connection, arrival: Arrival, remember: timedelta) -> str
     return str(first.id)
 
 
+@overload
+def _plain(text: str) -> str: ...
+@overload
+def _plain(text: str | None) -> str | None: ...
+def _plain(text: str | None) -> str | None:
+    """Make text from outside fit for every database: what is no Unicode, and NUL, are written out."""
+    if text is None:
+        return None
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
+
+
 def _first_of(connection: Connection, arrival: Arrival, remember: timedelta) -> Any:
     if arrival.header.message_id is None:
         return None
-    same = (message.c.message_id == arrival.header.message_id) & (message.c.body_sha256 == arrival.body_sha256)
+    same = (message.c.message_id == _plain(arrival.header.message_id)) & (message.c.body_sha256 == arrival.body_sha256)
     columns = (message.c.id, message.c.outcome, message.c.code, message.c.stage, message.c.closed_at)
     since = arrival.at - remember
     return connection.execute(

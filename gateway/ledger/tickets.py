@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
-from sqlalchemy import Connection, case, delete, func, or_, select, update
+from sqlalchemy import Connection, case, delete, false, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway.ledger.ledger import Ledger
@@ -65,6 +65,12 @@ def put(connection: Connection, key: str, due: datetime) -> None:
     connection.info["ticket"] = True
 
 
+def put_all(connection: Connection, keys: Iterable[str], due: datetime) -> None:
+    """Want a look at each of several rows."""
+    for key in keys:
+        put(connection, key, due)
+
+
 def restart(connection: Connection, now: datetime) -> list[str]:
     """Make every ticket of a former life ready again, and name those that were running when it ended."""
     running = list(
@@ -101,9 +107,10 @@ def finish(connection: Connection, key: str, again: datetime | None) -> None:
         connection.execute(delete(ticket).where(ticket.c.key == key))
 
 
-def next_due(connection: Connection) -> datetime | None:
-    """When the next ticket is due that nobody runs."""
-    due: datetime | None = connection.scalar(select(func.min(ticket.c.due)).where(~ticket.c.running))
+def next_due(connection: Connection, kinds: Iterable[str]) -> datetime | None:
+    """When the next ticket of some kinds is due that nobody runs."""
+    mine = or_(false(), *(ticket.c.key.startswith(kind + ":", autoescape=True) for kind in kinds))
+    due: datetime | None = connection.scalar(select(func.min(ticket.c.due)).where(~ticket.c.running, mine))
     return due
 
 
@@ -121,8 +128,20 @@ class Carrier:
         self.kinds = dict(kinds)
         self.clock = clock or (lambda: datetime.now(UTC))
         self._awake = asyncio.Event()
+        self._paused = False
         self._running: dict[str, set[asyncio.Task[None]]] = {kind: set() for kind in kinds}
         ledger.on_commit = self._awake.set
+
+    def pause(self) -> None:
+        """Start no further handler."""
+        self._paused = True
+
+    async def idle(self, seconds: float) -> bool:
+        """Wait until no handler runs, but not longer than that; tell whether none does."""
+        tasks = [task for tasks in self._running.values() for task in tasks]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        return not self.running
 
     @property
     def running(self) -> int:
@@ -145,7 +164,7 @@ class Carrier:
 
     async def _start(self, kind: str) -> None:
         free = self.kinds[kind].at_once - len(self._running[kind])
-        if free <= 0:
+        if free <= 0 or self._paused:
             return
         now = self.clock()
         for key in await self.ledger.write(lambda c: claim(c, now, kind, min(free, MOST_AT_ONCE))):
@@ -165,12 +184,9 @@ class Carrier:
         self._awake.set()
 
     async def _sleep(self) -> None:
-        due = await self.ledger.read(next_due)
+        # A kind that is full can start nothing before one of its handlers ends, and that wakes us.
+        free = [kind for kind, served in self.kinds.items() if len(self._running[kind]) < served.at_once]
+        due = None if self._paused else await self.ledger.read(lambda c: next_due(c, free))
         wait = SLOWEST_LOOK if due is None else min(SLOWEST_LOOK, due - self.clock())
-        if self._is_full():
-            wait = SLOWEST_LOOK  # only the end of a handler can change anything, and it wakes us
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._awake.wait(), max(wait.total_seconds(), 0.01))
-
-    def _is_full(self) -> bool:
-        return all(len(self._running[kind]) >= self.kinds[kind].at_once for kind in self.kinds)
