@@ -80,3 +80,17 @@ class RefusedError(GatewayError):
     def reply(self) -> str:
         """The whole reply line, without its line end."""
         return f"{self.code} {self.status} {self.text}"
+
+
+class AssociationRejectedError(GatewayError):
+    """A peer answered the association request with A-ASSOCIATE-RJ (PS3.8 §9.3.4).
+
+    Attributes:
+        permanent: It will say so again until somebody changes it or us: open the breaker and alarm (NET-5).
+        reason: The standard's words for its reason.
+    """
+
+    def __init__(self, text: str, *, permanent: bool, reason: str, hint: str = "") -> None:
+        super().__init__(text, hint=hint)
+        self.permanent = permanent
+        self.reason = reason

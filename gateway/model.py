@@ -284,3 +284,20 @@ def first_problem(outcomes: Sequence[Outcome]) -> Outcome:
         if worst in outcomes:
             return worst
     return Outcome.DELIVERED
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What was learned of a message while it was written down. Its header holds addresses: never logged.
+
+    Attributes:
+        size: Bytes of the whole message, as spooled.
+        sha256: Of the whole message, in hexadecimal.
+        body_sha256: Of what follows the first empty line, in hexadecimal; empty when there is no such line.
+        header: The header, without the empty line that ends it.
+    """
+
+    size: int
+    sha256: str
+    body_sha256: str
+    header: bytes = field(repr=False)

@@ -17,7 +17,8 @@ import queue
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,7 @@ class Draft:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
+        self.began = time.monotonic()
         self._unsynced = 0
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
@@ -123,12 +125,18 @@ class Spool:
         """Where the bytes of a key lie. Bytes are reached only this way."""
         return self.root / key
 
+    def has(self, key: str) -> bool:
+        """Tell whether the bytes of a key are there."""
+        return held_bytes(self.root, key)
+
     def remove(self, key: str) -> None:
         """Delete the bytes of a key; nothing happens when they are gone already."""
-        path = self.path(key)
-        path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            path.parent.rmdir()
+        wipe(self.root, key)
+
+    def remove_all(self, keys: Iterable[str]) -> None:
+        """Delete the bytes of several keys."""
+        for key in keys:
+            self.remove(key)
 
     def keys(self, older_than: float) -> Iterator[str]:
         """Every key whose file was last changed before a moment (seconds since the epoch): what a sweep looks at."""
@@ -138,10 +146,18 @@ class Spool:
             for entry in os.scandir(folder):
                 if entry.is_file() and entry.stat().st_mtime < older_than:
                     yield f"{folder.name}/{entry.name}"
+            if folder.stat().st_mtime < older_than:
+                with contextlib.suppress(OSError):  # not empty, mostly; a commit never goes to an hour that is past
+                    folder.rmdir()
 
     def free(self) -> int:
         """Bytes that may still be written."""
         return shutil.disk_usage(self.root).free
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of the whole disk."""
+        return shutil.disk_usage(self.root).total
 
     def demand(self, floor: int) -> None:
         """Raise LowDiskError when less than ``floor`` bytes are free (R5)."""
@@ -194,6 +210,16 @@ class Spool:
                     _answer(commit, None)
 
 
+def held_bytes(root: Path, key: str) -> bool:
+    """Tell whether the spool under a folder holds a key, without owning it."""
+    return (root / key).is_file()
+
+
+def wipe(root: Path, key: str) -> None:
+    """Delete the bytes of a key in the spool under a folder."""
+    (root / key).unlink(missing_ok=True)
+
+
 def _answer(commit: _Commit, error: OSError | None) -> None:
     def settle() -> None:
         if commit.done.cancelled():
@@ -212,5 +238,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-

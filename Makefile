@@ -1,0 +1,80 @@
+# What a developer does here, one word each. Every target makes the virtual environment first when it is missing or
+# older than the locked dependencies. Needs GNU make, bash and Python 3.11 or newer; `make test` also wants real peers
+# (Orthanc, DCMTK, Postfix, PostgreSQL ...): as root it installs them from Debian, else it says what is missing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test check format bench soak image lock peers clean
+
+help:  ## Show this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
+
+demo: .venv/run  ## Mail real images into a small PACS on this machine and show what happens
+	$(BIN)/python -m gateway demo $(ARGS)
+
+test: check peers  ## Everything that must hold: check, then all tests, then the coverage bars
+	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/python -m coverage report --include='gateway/core/*' --fail-under=100
+	$(BIN)/python -m coverage report --omit='gateway/core/*' --fail-under=90
+
+check: .venv/test  ## Style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+format: .venv/test  ## Write the code the way `check` wants to read it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/test peers  ## Speed side by side with Postfix and DCMTK; prints ratios
+	$(BIN)/python -m tests.bench $(ARGS)
+
+soak: .venv/test peers  ## Mail from ten connections into Orthanc while the gateway is killed again and again
+	PYTHONPATH=.:tests/peers $(BIN)/python tests/fault/kill.py $(ARGS)
+
+image:  ## Build the container image
+	docker build --tag dicom-mail-gateway .
+
+lock: .venv/test  ## Choose the newest dependencies anew and write down their hashes
+	$(PIP) install uv
+	echo setuptools | $(BIN)/uv pip compile $(LOCK) --extra postgresql --output-file requirements.lock pyproject.toml -
+	echo setuptools | $(BIN)/uv pip compile $(LOCK) --all-extras --constraint requirements.lock \
+	  --output-file requirements-test.lock pyproject.toml -
+
+LOCK := --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
+  --no-emit-index-url --no-annotate --custom-compile-command 'make lock'
+
+peers:
+	@tests/peers/install
+
+clean:  ## Remove what the other targets made
+	rm -rf .venv build dist ./*.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+.venv/run: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(no_python)
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(no_ensurepip)
+	$(PYTHON) -m venv --clear .venv
+	$(PIP) install --require-hashes --requirement requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/test: .venv/run requirements-test.lock
+	$(PIP) install --require-hashes --requirement requirements-test.lock
+	@touch $@
+
+# Debian ships Python without its venv: root gets it installed, anybody else is told the one line to type.
+no_python = { echo 'make: Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3' >&2; exit 1; }
+no_ensurepip = \
+  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv; \
+  else echo 'make: Python has no venv here; type: sudo apt-get install python3-venv' >&2; exit 1; fi

@@ -1,0 +1,95 @@
+"""Presentation contexts: planned from what is queued, and what the peer's answer makes of them (PS3.8 §7.1.1.13).
+
+Each context offers one SOP class with one transfer syntax: an acceptor returns only one syntax per context, so a
+bundle would leave the choice to it (NET-4). Whether a SOP class is known here decides nothing; the peer is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gateway import model
+
+MOST: Final = 128
+"""Contexts one association can carry: their IDs are the odd numbers of one byte (PS3.8 §9.3.2.2)."""
+
+REFUSED: Final = "context-refused"
+"""The peer is configured not to take it: trying again changes nothing until somebody changes the peer (NET-5)."""
+
+UNAVAILABLE: Final = "context-unavailable"
+"""The peer rejected it without such a reason: worth another try (NET-5)."""
+
+NOT_PROPOSED: Final = "context-not-proposed"
+"""The association was not opened for this instance."""
+
+Pair = tuple[str, str]
+"""SOP Class UID and Transfer Syntax UID: what a context stands for."""
+
+
+VERIFICATION: Final[Pair] = ("1.2.840.10008.1.1", "1.2.840.10008.1.2")
+"""What a C-ECHO needs: the Verification SOP class, in the default transfer syntax (PS3.4 Annex A)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One presentation context to propose.
+
+    Attributes:
+        id: Odd, 1 to 255.
+        sop_class: The abstract syntax.
+        transfer_syntax: The one syntax offered for it.
+    """
+
+    id: int
+    sop_class: str
+    transfer_syntax: str
+
+    @property
+    def pair(self) -> Pair:
+        """What it stands for."""
+        return self.sop_class, self.transfer_syntax
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One association to open, and what goes over it.
+
+    Attributes:
+        contexts: At most 128, exactly those its instances need.
+        queued: The instances, in the order they were queued.
+    """
+
+    contexts: tuple[Context, ...]
+    queued: tuple[model.Queued, ...]
+
+
+def pair(queued: model.Queued) -> Pair:
+    """Name the context an instance needs."""
+    return queued.sop_class, queued.transfer_syntax
+
+
+def number(pairs: Iterable[Pair]) -> tuple[Context, ...]:
+    """Give each pair its context ID, in order."""
+    return tuple(Context(2 * index + 1, *each) for index, each in enumerate(pairs))
+
+
+def plan(queued: Sequence[model.Queued]) -> tuple[Plan, ...]:
+    """Plan the associations that a queue needs: one context per pair, at most 128 in each (NET-4, R19).
+
+    Pairs are taken in the order in which they first appear, so the head of the queue goes over the first
+    association. An empty queue needs none.
+    """
+    order = list(dict.fromkeys(pair(each) for each in queued))
+    plans = []
+    for start in range(0, len(order), MOST):
+        part = order[start : start + MOST]
+        chosen = frozenset(part)
+        plans.append(Plan(number(part), tuple(each for each in queued if pair(each) in chosen)))
+    return tuple(plans)
+
+
+def refusal(result: int) -> str:
+    """Turn the result of a context that was not accepted into a code: 3 and 4 are final, 1 and 2 are not (NET-5)."""
+    return REFUSED if result in {3, 4} else UNAVAILABLE

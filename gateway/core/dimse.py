@@ -1,0 +1,265 @@
+"""The few PDUs and command sets a Storage SCU needs once its association stands (PS3.8 §9.3, PS3.7 §9.3).
+
+Pure: bytes in, bytes out. Nothing here decodes a data set, and nothing a peer can send makes it do more than raise
+ProtocolError.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+A_ASSOCIATE_AC: Final = 0x02
+A_ASSOCIATE_RJ: Final = 0x03
+P_DATA_TF: Final = 0x04
+A_RELEASE_RQ: Final = 0x05
+A_RELEASE_RP: Final = 0x06
+A_ABORT: Final = 0x07
+
+C_STORE_RSP: Final = 0x8001
+C_ECHO_RSP: Final = 0x8030
+
+_VERIFICATION: Final = "1.2.840.10008.1.1"
+
+LONGEST_PDU: Final = 1 << 20
+"""Bytes behind the length of one PDU that are taken or sent at most: a bound, not a rule of the standard."""
+
+LONGEST_COMMAND: Final = 1 << 16
+"""Bytes of one command set that are accepted; real ones have some 150."""
+
+HEADER: Final = 12
+"""Bytes before the first byte of a fragment: those of the P-DATA-TF PDU (6) and of the PDV item (4 + 2)."""
+
+COMMAND: Final = 0x01
+"""Message control header: the fragment is of a command set, not of a data set (PS3.8 Annex E.2)."""
+
+LAST: Final = 0x02
+"""Message control header: the fragment is the last of its kind."""
+
+_NO_DATA_SET: Final = 0x0101
+_DATA_SET: Final = 0x0001
+_MEDIUM: Final = 0x0000
+
+_PDU: Final = struct.Struct(">BxI")
+_PDV: Final = struct.Struct(">BxIIBB")
+_ITEM: Final = struct.Struct(">IBB")
+_ELEMENT: Final = struct.Struct("<HHI")
+_US: Final = struct.Struct("<H")
+
+RELEASE_REQUEST: Final = _PDU.pack(A_RELEASE_RQ, 4) + bytes(4)
+RELEASE_RESPONSE: Final = _PDU.pack(A_RELEASE_RP, 4) + bytes(4)
+ABORT: Final = _PDU.pack(A_ABORT, 4) + bytes(4)
+"""Source 0: the service user. Its reason is not significant (PS3.8 §9.3.8)."""
+
+NAMES: Final = {
+    0x01: "A-ASSOCIATE-RQ",
+    A_ASSOCIATE_AC: "A-ASSOCIATE-AC",
+    A_ASSOCIATE_RJ: "A-ASSOCIATE-RJ",
+    P_DATA_TF: "P-DATA-TF",
+    A_RELEASE_RQ: "A-RELEASE-RQ",
+    A_RELEASE_RP: "A-RELEASE-RP",
+    A_ABORT: "A-ABORT",
+}
+
+
+class ProtocolError(Exception):
+    """The peer sent what PS3.8 or PS3.7 does not allow here. The text names the fault and holds nothing it sent."""
+
+
+class Pdu(NamedTuple):
+    """One protocol data unit: its type, and what stands behind its length."""
+
+    type: int
+    body: bytes
+
+    @property
+    def name(self) -> str:
+        """The standard's name; an A-ABORT of the provider is an A-P-ABORT (PS3.8 §7.4)."""
+        if self.type == A_ABORT and self.body[2:3] == b"\x02":
+            return "A-P-ABORT"
+        return NAMES[self.type]
+
+
+class Inbox:
+    """Cuts a stream of bytes into PDUs, however it was split on the way."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def add(self, block: bytes) -> None:
+        """Take in what came."""
+        self._bytes += block
+
+    @property
+    def next_type(self) -> int | None:
+        """The type of the PDU that comes next, whole or not; None when nothing is here."""
+        return self._bytes[0] if self._bytes else None
+
+    def take(self) -> Pdu | None:
+        """Return the next whole PDU, or None when more bytes are needed.
+
+        Raises:
+            ProtocolError: It is no PDU at all, or longer than LONGEST_PDU.
+        """
+        if len(self._bytes) < _PDU.size:
+            return None
+        kind, length = _PDU.unpack_from(self._bytes)
+        if kind not in NAMES:
+            raise ProtocolError("unrecognised PDU")
+        if length > LONGEST_PDU:
+            raise ProtocolError("PDU too long")
+        end = _PDU.size + length
+        if len(self._bytes) < end:
+            return None
+        body = bytes(self._bytes[_PDU.size : end])
+        del self._bytes[:end]
+        return Pdu(kind, body)
+
+
+class Response(NamedTuple):
+    """What counts in the command set of a response (PS3.7 §9.3.1.2).
+
+    Attributes:
+        field: Command Field (0000,0100).
+        message: Message ID Being Responded To (0000,0120).
+        status: Status (0000,0900).
+        sop_instance: Affected SOP Instance UID (0000,1000), empty when it was left out.
+    """
+
+    field: int
+    message: int
+    status: int
+    sop_instance: str
+
+
+class Assembly:
+    """Puts the fragments of one response together; a command set may be cut anywhere (PS3.8 Annex E)."""
+
+    def __init__(self) -> None:
+        self._command = bytearray()
+
+    def add(self, pdu: Pdu) -> Response | None:
+        """Take in a P-DATA-TF PDU; return the response once it is whole.
+
+        Raises:
+            ProtocolError: It is not the one command set that may come now.
+        """
+        whole = False
+        for control, fragment in _fragments(pdu.body):
+            if whole or not control & COMMAND:
+                raise ProtocolError("unexpected data set")
+            self._command += fragment
+            if len(self._command) > LONGEST_COMMAND:
+                raise ProtocolError("command set too long")
+            whole = bool(control & LAST)
+        return decode(bytes(self._command)) if whole else None
+
+
+def _fragments(body: bytes) -> Iterator[tuple[int, bytes]]:
+    place = 0
+    while place < len(body):
+        if len(body) - place < _ITEM.size:
+            raise ProtocolError("invalid PDV")
+        length, _, control = _ITEM.unpack_from(body, place)
+        end = place + 4 + length
+        if length < 2 or end > len(body):
+            raise ProtocolError("invalid PDV")
+        yield control, body[place + _ITEM.size : end]
+        place = end
+
+
+def decode(command: bytes) -> Response:
+    """Read the command set of a response: Implicit VR Little Endian, group 0000 (PS3.7 §6.3.1).
+
+    Raises:
+        ProtocolError: It is not one, or lacks what a response must have.
+    """
+    elements = dict(_elements(command))
+    try:
+        return Response(
+            _unsigned(elements[0x0100]),
+            _unsigned(elements[0x0120]),
+            _unsigned(elements[0x0900]),
+            elements.get(0x1000, b"").decode("ascii").strip("\0 "),
+        )
+    except (KeyError, UnicodeDecodeError):
+        raise ProtocolError("invalid command set") from None
+
+
+def _elements(command: bytes) -> Iterator[tuple[int, bytes]]:
+    place = 0
+    while place < len(command):
+        if len(command) - place < _ELEMENT.size:
+            raise ProtocolError("invalid command set")
+        group, element, length = _ELEMENT.unpack_from(command, place)
+        start = place + _ELEMENT.size
+        place = start + length
+        if group or place > len(command):
+            raise ProtocolError("invalid command set")
+        yield element, command[start:place]
+
+
+def _unsigned(value: bytes) -> int:
+    if len(value) != _US.size:
+        raise ProtocolError("invalid command set")
+    number: int = _US.unpack(value)[0]
+    return number
+
+
+def store_request(message: int, sop_class: str, sop_instance: str) -> bytes:
+    """Write the command set of a C-STORE-RQ (PS3.7 §9.3.1.1)."""
+    return _command(
+        _text(0x0002, sop_class),
+        _number(0x0100, 0x0001),
+        _number(0x0110, message),
+        _number(0x0700, _MEDIUM),
+        _number(0x0800, _DATA_SET),
+        _text(0x1000, sop_instance),
+    )
+
+
+def echo_request(message: int) -> bytes:
+    """Write the command set of a C-ECHO-RQ (PS3.7 §9.3.5.1)."""
+    return _command(
+        _text(0x0002, _VERIFICATION),
+        _number(0x0100, 0x0030),
+        _number(0x0110, message),
+        _number(0x0800, _NO_DATA_SET),
+    )
+
+
+def _command(*elements: bytes) -> bytes:
+    rest = b"".join(elements)
+    return _ELEMENT.pack(0, 0, 4) + struct.pack("<I", len(rest)) + rest
+
+
+def _number(element: int, value: int) -> bytes:
+    return _ELEMENT.pack(0, element, _US.size) + _US.pack(value)
+
+
+def _text(element: int, value: str) -> bytes:
+    padded = value.encode("ascii")
+    padded += bytes(len(padded) % 2)  # a UID is padded with one NUL (PS3.5 §9.1)
+    return _ELEMENT.pack(0, element, len(padded)) + padded
+
+
+def write_header(buffer: bytearray, place: int, context: int, size: int, control: int) -> int:
+    """Write the header of a P-DATA-TF PDU with one fragment of ``size`` bytes; return the place behind it."""
+    _PDV.pack_into(buffer, place, P_DATA_TF, size + 6, size + 2, context, control)
+    return place + HEADER
+
+
+def fragment_size(longest: int) -> int:
+    """Bytes of a data set that one PDU may carry, for the peer's maximum length; 0 says that it has none.
+
+    A fragment has an even number of bytes, all but the last (PS3.8 Annex E.1, PS3.5 §7.1.1).
+
+    Raises:
+        ProtocolError: Nothing fits.
+    """
+    limit = min(longest or LONGEST_PDU, LONGEST_PDU)
+    size = (limit - 6) & ~1
+    if size <= 0:
+        raise ProtocolError("maximum length too small")
+    return size

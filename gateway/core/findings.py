@@ -1,0 +1,112 @@
+"""Everything the File-set Reader can notice: one table of codes, what each means and what to do about it.
+
+An error is why an instance, or with an empty ``where`` the whole message, is held; a warning is for a person to know;
+an info is a remark. Texts are constant: no value of a message or of a patient can get into one (PRV-2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.model import Finding, Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One kind of finding.
+
+    Attributes:
+        severity: How much it matters.
+        meaning: One sentence: what was seen.
+        action: One sentence: what a person can do.
+    """
+
+    severity: Severity
+    meaning: str
+    action: str
+
+
+_INFO, _WARNING, _ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
+_ASK: Final = "Ask the sender to send it again; the original is kept."
+_NONE: Final = "Nothing has to be done."
+
+CODES: Final[dict[str, Code]] = {
+    # the message and its parts
+    "too-many-parts": Code(
+        _ERROR, "The message has more parts than the limit allows.", "Raise limits.parts or ask for several mails."
+    ),
+    "too-deep": Code(
+        _ERROR, "Parts are nested deeper than the limit allows.", "Raise limits.depth or ask for a plain mail."
+    ),
+    "header-too-long": Code(
+        _ERROR, "A header is longer than the limit allows.", "Raise limits.header if the sender is to be trusted."
+    ),
+    "no-boundary": Code(
+        _WARNING, "A multipart names no boundary that can be used; it was read as one part.", "Ask the sender's IT."
+    ),
+    "missing-boundary": Code(_WARNING, "The closing boundary is missing: the end of the message may be lost.", _ASK),
+    "damaged-base64": Code(
+        _WARNING, "The base64 text is damaged; it was decoded as far as possible.", "Watch whether it happens again."
+    ),
+    "damaged-quoted-printable": Code(
+        _WARNING, "The quoted-printable text is damaged; it was decoded as far as possible.", _ASK
+    ),
+    "wrong-encoding": Code(
+        _WARNING, "The part is not in the transfer encoding it names; the right one was found.", "Tell the sender's IT."
+    ),
+    "not-dicom": Code(
+        _WARNING, "The part is labelled application/dicom and has no DICM mark.", "Ask the sender what it is."
+    ),
+    "invalid-fragment": Code(
+        _ERROR, "A message/partial does not say which piece of what it is.", "Ask the sender for a whole mail."
+    ),
+    # the file (PS3.10 7.1)
+    "instance-too-big": Code(
+        _ERROR, "A file is bigger than the limit allows.", "Raise limits.instance and have the mail read again."
+    ),
+    "damaged-meta": Code(_ERROR, "The File Meta Information cannot be read.", _ASK),
+    "meta-length": Code(_WARNING, "The group length of the File Meta Information is wrong or missing.", _NONE),
+    "no-transfer-syntax": Code(_ERROR, "The File Meta Information names no transfer syntax.", _ASK),
+    "meta-incomplete": Code(_INFO, "The File Meta Information lacks the SOP Class or SOP Instance UID.", _NONE),
+    "meta-instance": Code(
+        _WARNING, "The File Meta Information names another SOP Instance than the data set, which holds.", _NONE
+    ),
+    "sop-class-mismatch": Code(
+        _ERROR, "The File Meta Information names another SOP Class than the data set.", "Ask the sender which is right."
+    ),
+    # the data set (PS3.5 7)
+    "wrong-transfer-syntax": Code(_ERROR, "The data set is not in the transfer syntax the file names.", _ASK),
+    "damaged-data-set": Code(_ERROR, "The data set cannot be parsed to its end.", _ASK),
+    "truncated-data-set": Code(_ERROR, "The data set ends before it is complete.", _ASK),
+    "nested-too-deep": Code(_ERROR, "Sequences are nested deeper than any real data set.", "Do not release it."),
+    "unpacked-too-big": Code(
+        _ERROR, "Compressed content unpacks to more than the limits allow.", "Raise limits.unpacked or limits.ratio."
+    ),
+    "trailing-padding": Code(_INFO, "Zero bytes follow the data set.", _NONE),
+    "no-sop-class": Code(_ERROR, "The data set has no SOP Class UID.", _ASK),
+    "no-sop-instance": Code(_ERROR, "The data set has no SOP Instance UID.", _ASK),
+    "no-study": Code(_ERROR, "The data set has no Study Instance UID.", _ASK),
+    "no-series": Code(_ERROR, "The data set has no Series Instance UID.", _ASK),
+    "invalid-uid": Code(_ERROR, "A UID has characters or a length that no UID may have.", _ASK),
+    "zero-led-uid": Code(_WARNING, "A component of a UID has a leading zero.", _NONE),
+    "no-patient-id": Code(_WARNING, "The data set has no Patient ID.", "Have the PACS team match the patient."),
+    # the directory (PS3.10 8.6)
+    "directory-unreadable": Code(
+        _WARNING, "The DICOMDIR cannot be read; the parts speak for themselves.", "Check that all images came."
+    ),
+    "directory-repeated": Code(
+        _WARNING, "There are several DICOMDIRs; the parts speak for themselves.", "Check that all images came."
+    ),
+    "directory-missing": Code(
+        _WARNING, "The DICOMDIR names files that did not come.", "Ask the sender for the missing ones."
+    ),
+    "directory-extra": Code(_INFO, "Files came that the DICOMDIR does not name.", _NONE),
+}
+"""Code → what it means and what to do: the source of docs/errors.md."""
+
+
+def finding(code: str, where: str = "") -> Finding:
+    """Make a finding of the table."""
+    entry = CODES[code]
+    return Finding(code, entry.severity, where, entry.meaning)

@@ -1,0 +1,205 @@
+"""One DICOM file held against PS3.10: its File Meta Information, its data set, and whether both agree (P10-7).
+
+Files are judged, never repaired. Where real files stray harmlessly, the image goes on with a finding: group 0002 never
+crosses DIMSE, so the data set holds. What could make two readers see different images is held.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+from gateway.core import dataset
+from gateway.core.dataset import Problem, Source
+from gateway.core.findings import CODES
+from gateway.model import MEDIA_STORAGE_DIRECTORY, Severity
+
+PREFIX_AT: Final = 128
+DATA_AT: Final = 132
+"""Offset of group 0002 behind preamble and prefix (PS3.10 7.1)."""
+
+_SOP_CLASS: Final = 0x00080016
+_SOP_INSTANCE: Final = 0x00080018
+_STUDY: Final = 0x0020000D
+_SERIES: Final = 0x0020000E
+_PATIENT_ID: Final = 0x00100020
+_WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES, _PATIENT_ID))
+
+_UID: Final = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*\Z")
+_LOOSE_UID: Final = re.compile(r"[0-9]+(?:\.[0-9]+)*\Z")
+
+_ELEMENT: Final = Struct("<HH2sH").unpack_from
+_LONG: Final = Struct("<L").unpack_from
+_LONG_FORM: Final = (b"OB", b"OW", b"UN", b"SQ", b"UT", b"OF", b"OD", b"OL", b"OV", b"UC", b"UR", b"SV", b"UV")
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """The File Meta Information (PS3.10 Table 7.1-1).
+
+    Attributes:
+        sop_class: Media Storage SOP Class UID, empty when absent.
+        sop_instance: Media Storage SOP Instance UID, empty when absent.
+        transfer_syntax: Transfer Syntax UID, empty when absent.
+        data_set: Offset of the data set, counted from the preamble.
+        codes: What was noticed.
+    """
+
+    sop_class: str
+    sop_instance: str
+    transfer_syntax: str
+    data_set: int
+    codes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A file held against PS3.10 and P10-7.
+
+    Attributes:
+        meta: Its File Meta Information.
+        sop_class: SOP Class UID of the data set; of the meta information when it has none.
+        sop_instance: SOP Instance UID, likewise.
+        study: Study Instance UID, empty when absent.
+        series: Series Instance UID, empty when absent.
+        codes: What was noticed, the meta information's codes included.
+        held: The first code that is an error.
+    """
+
+    meta: Meta
+    sop_class: str
+    sop_instance: str
+    study: str
+    series: str
+    codes: tuple[str, ...]
+    held: str | None
+
+    @property
+    def is_directory(self) -> bool:
+        """It is a DICOMDIR: an index of files, never an instance to store (AMB-12)."""
+        return MEDIA_STORAGE_DIRECTORY in (self.sop_class, self.meta.sop_class)
+
+    @property
+    def is_identified(self) -> bool:
+        """It names the instance it is, so that it can be held as one."""
+        return bool(self.sop_class and self.sop_instance)
+
+
+def is_marked(block: bytes) -> bool:
+    """Tell whether a file bears the DICM prefix. Nothing else makes a file DICOM (P10-2, AMB-1)."""
+    return block[PREFIX_AT:DATA_AT] == b"DICM"
+
+
+def read_meta(block: bytes) -> Meta:
+    """Read group 0002 from the first bytes of a file.
+
+    Its end is found by its tags, since the group length of real files is not to be trusted (AMB-3).
+
+    Raises:
+        Problem: ``damaged-meta``: it cannot be parsed, or does not end within these bytes.
+    """
+    values: dict[int, bytes] = {}
+    at = DATA_AT
+    declared = None
+    while at + 8 <= len(block):
+        group, element, vr, length = _ELEMENT(block, at)
+        if group != 0x0002:
+            break
+        at += 8
+        if vr in _LONG_FORM:
+            if at + 4 > len(block):
+                raise Problem("damaged-meta")
+            (length,) = _LONG(block, at)
+            at += 4
+        elif not (vr.isalpha() and vr.isupper()):
+            raise Problem("damaged-meta")
+        if at + length > len(block):
+            raise Problem("damaged-meta")
+        values.setdefault(element, block[at : at + length])
+        at += length
+        if element == 0 and length == 4:
+            declared = at + _LONG(block, at - 4)[0]
+    if not values:
+        raise Problem("damaged-meta")
+    codes = [] if declared == at else ["meta-length"]
+    sop_class, sop_instance, syntax = (_text(values.get(element, b"")) for element in (0x0002, 0x0003, 0x0010))
+    if not syntax:
+        codes.append("no-transfer-syntax")
+    if not (sop_class and sop_instance):
+        codes.append("meta-incomplete")
+    return Meta(sop_class, sop_instance, syntax, at, tuple(codes))
+
+
+def judge(meta: Meta, source: Source, unpacked: int) -> Judged:
+    """Hold a whole file against PS3.10. Never raises because of its content.
+
+    Args:
+        meta: Its File Meta Information.
+        source: Its bytes, from the preamble on.
+        unpacked: Most bytes a deflated data set may inflate to.
+    """
+    codes = list(meta.codes)
+    values: dict[int, str] = {}
+    try:
+        walked = _walk(meta, source, unpacked)
+    except Problem as problem:
+        codes.append(problem.code)
+        values = {}
+    else:
+        for found in walked.found:
+            values.setdefault(found.tag, _text(found.value))
+        codes += ["trailing-padding"] if walked.padded else []
+        codes += _disagreements(meta, values)
+    return Judged(
+        meta=meta,
+        sop_class=values.get(_SOP_CLASS) or meta.sop_class,
+        sop_instance=values.get(_SOP_INSTANCE) or meta.sop_instance,
+        study=values.get(_STUDY, ""),
+        series=values.get(_SERIES, ""),
+        codes=tuple(dict.fromkeys(codes)),
+        held=next((code for code in codes if CODES[code].severity is Severity.ERROR), None),
+    )
+
+
+def _walk(meta: Meta, source: Source, unpacked: int) -> dataset.Walked:
+    if not meta.transfer_syntax:
+        raise Problem("no-transfer-syntax")
+    if meta.transfer_syntax == dataset.DEFLATED:
+        inflated = dataset.Inflated(source, meta.data_set, unpacked)
+        return dataset.walk(inflated, 0, meta.transfer_syntax, _WANTED)
+    return dataset.walk(source, meta.data_set, meta.transfer_syntax, _WANTED)
+
+
+def _disagreements(meta: Meta, values: dict[int, str]) -> list[str]:
+    """Apply P10-7 with the exceptions that real files need."""
+    codes: list[str] = []
+    if MEDIA_STORAGE_DIRECTORY in (meta.sop_class, values.get(_SOP_CLASS)):
+        return codes
+    for tag, code in (
+        (_SOP_CLASS, "no-sop-class"),
+        (_SOP_INSTANCE, "no-sop-instance"),
+        (_STUDY, "no-study"),
+        (_SERIES, "no-series"),
+    ):
+        uid = values.get(tag, "")
+        if not uid:
+            codes.append(code)
+        elif len(uid) > 64 or not _LOOSE_UID.match(uid):
+            codes.append("invalid-uid")
+        elif not _UID.match(uid):
+            # QUIRK: pydicom's rtplan.dcm and many planning systems write dates into UIDs, with leading zeros.
+            codes.append("zero-led-uid")
+    if meta.sop_class and meta.sop_class != values.get(_SOP_CLASS, meta.sop_class):
+        codes.append("sop-class-mismatch")
+    if meta.sop_instance and meta.sop_instance != values.get(_SOP_INSTANCE, meta.sop_instance):
+        codes.append("meta-instance")
+    if not values.get(_PATIENT_ID):
+        codes.append("no-patient-id")
+    return list(dict.fromkeys(codes))
+
+
+def _text(value: bytes) -> str:
+    """Read a UID: padded with a zero byte (PS3.5 9.1), by some programs with a blank."""
+    return value.decode("latin-1").strip("\0 ")

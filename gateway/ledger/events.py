@@ -1,0 +1,34 @@
+"""The append-only story: what a person reads at 3 am. Written in the transaction of the fact it tells of."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection, insert
+
+from gateway.ledger.tables import event
+
+
+def tell(
+    connection: Connection,
+    at: datetime,
+    kind: str,
+    text: str,
+    *,
+    message: str | None = None,
+    destination: str | None = None,
+    who: str | None = None,
+) -> None:
+    """Append one event.
+
+    Args:
+        connection: The transaction that changes the fact.
+        at: When it happened.
+        kind: One word for machines, as ``accepted`` or ``window-sent``.
+        text: One sentence for people, without patient data.
+        message: The item it is about.
+        destination: The destination it is about.
+        who: The person or peer that caused it, when it was not the gateway.
+    """
+    values = {"at": at, "kind": kind, "text": text, "message": message, "destination": destination, "who": who}
+    connection.execute(insert(event).values(values))

@@ -1,0 +1,314 @@
+"""Questions that a person asks the ledger: what is in the queue, the story of one item, and the conservation proof.
+
+All of it is read from the tables alone (R36), and comes as the JSON documents of the outer contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, cast, exists, func, literal, or_, select
+
+from gateway.ledger.notices import open_notices
+from gateway.ledger.tables import delivery, destination, event, finding, instance, message, ticket, total
+from gateway.ledger.verbs import UnknownItemError
+from gateway.model import Outcome, Stage, utc
+
+MOST_ITEMS = 10_000
+"""Items in one list; a longer one says that it was cut."""
+
+_DOUBTFUL = (delivery.c.sends_unknown > 0) & delivery.c.outcome.in_([Outcome.WAITING, Outcome.HELD])
+
+
+def list_items(
+    connection: Connection,
+    now: datetime,
+    *,
+    outcome: str | None = None,
+    stage: str | None = None,
+    partner: str | None = None,
+    most: int = MOST_ITEMS,
+) -> dict[str, Any]:
+    """List items, the newest first, with the notices that are open and the state of each destination."""
+    wanted = _items()
+    for column, value in ((message.c.outcome, outcome), (message.c.stage, stage), (message.c.partner, partner)):
+        if value is not None:
+            wanted = wanted.where(column == value)
+    rows = connection.execute(wanted.order_by(message.c.received_at.desc(), message.c.id.desc()).limit(most + 1)).all()
+    notices = [
+        {"kind": one.kind, "about": one.about, "text": one.text, "do": one.hint, "since": utc(one.opened_at)}
+        for one in open_notices(connection)
+    ]
+    return {
+        "items": [_item(row, now) for row in rows[:most]],
+        "cut": len(rows) > most,
+        "notices": notices,
+        "destinations": [_destination(row) for row in connection.execute(select(destination).order_by("name"))],
+    }
+
+
+def _items() -> Select[Any]:
+    counts = (
+        select(
+            delivery.c.message,
+            func.count(func.distinct(delivery.c.number)).label("instances"),
+            func.sum(cast(delivery.c.outcome == Outcome.DELIVERED, Integer)).label("delivered"),
+            func.max(delivery.c.sends).label("sends"),
+            func.min(delivery.c.next_attempt).label("next_attempt"),
+            func.sum(cast(_DOUBTFUL, Integer)).label("doubtful"),
+        )
+        .group_by(delivery.c.message)
+        .subquery()
+    )
+    pending = select(ticket.c.due).where(ticket.c.key == literal("receive:") + message.c.id).scalar_subquery()
+    return select(
+        message,
+        counts.c.instances,
+        counts.c.delivered,
+        counts.c.sends,
+        counts.c.next_attempt,
+        counts.c.doubtful,
+        pending.label("receive_due"),
+    ).outerjoin(counts, counts.c.message == message.c.id)
+
+
+def _item(row: Any, now: datetime) -> dict[str, Any]:
+    waiting = row.outcome == Outcome.WAITING
+    due = (row.receive_due if row.stage == Stage.RECEIVE else row.next_attempt) if waiting else None
+    return {
+        "id": row.id,
+        "direction": row.direction,
+        "outcome": row.outcome,
+        "stage": Stage.REPORT if row.kind == "report" else row.stage,
+        "partner": row.partner,
+        "instances": row.instances or 0,
+        "delivered": row.delivered or 0,
+        "attempts": row.sends or 0,
+        "next_attempt": utc(due) if due else None,
+        "age_seconds": round(max((now - row.received_at).total_seconds(), 0), 3),
+        "code": row.code,
+        "message_id": row.message_id,
+        "duplicate_of": row.duplicate_of,
+        "doubtful": row.doubtful or 0,
+        "urgent": bool(row.urgent),
+        "size": row.size,
+        "received": utc(row.received_at),
+    }
+
+
+def _destination(row: Any) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "paused": bool(row.paused),
+        "down_since": utc(row.down_since) if row.down_since else None,
+        "trouble": row.trouble,
+        "next_probe": utc(row.breaker_until) if row.breaker_until else None,
+    }
+
+
+def show_item(connection: Connection, key: str, now: datetime) -> dict[str, Any]:
+    """Tell the whole story of one item.
+
+    Raises:
+        UnknownItemError: There is no such item.
+    """
+    row = connection.execute(_items().where(message.c.id == key)).one_or_none()
+    if row is None:
+        raise UnknownItemError(f"there is no item {key}", hint="dicom-mail queue list")
+    events = connection.execute(select(event.c.at, event.c.text).where(event.c.message == key).order_by(event.c.id))
+    store = None
+    if row.store_began_at and row.store_ended_at:
+        store = (row.store_ended_at - row.store_began_at).total_seconds()
+    return {
+        **_item(row, now),
+        "door": row.door,
+        "peer": row.peer,
+        "routes": row.routes,
+        "sha256": row.sha256,
+        "kind": row.kind,
+        "purged": row.purged_at is not None,
+        "events": [{"at": utc(at), "text": text} for at, text in events],
+        "findings": _findings(connection, key),
+        "instances_detail": _details(connection, key),
+        "timing": {
+            "receive_seconds": row.receive_seconds,
+            "read_seconds": row.read_seconds,
+            "store_seconds": store,
+        },
+    }
+
+
+def _findings(connection: Connection, key: str) -> list[dict[str, Any]]:
+    columns = (finding.c.code, finding.c.severity, finding.c.part.label("where"), finding.c.text)
+    rows = connection.execute(select(*columns).where(finding.c.message == key).order_by(finding.c.id))
+    return [dict(row) for row in rows.mappings()]
+
+
+def _details(connection: Connection, key: str) -> list[dict[str, Any]]:
+    rows = connection.execute(
+        select(instance.c.sop_instance, instance.c.part, delivery)
+        .join(delivery, and_(delivery.c.message == instance.c.message, delivery.c.number == instance.c.number))
+        .where(instance.c.message == key)
+        .order_by(instance.c.number, delivery.c.destination)
+    )
+    return [
+        {
+            "sop_instance": row.sop_instance,
+            "destination": row.destination,
+            "outcome": row.outcome,
+            "sends": row.sends,
+            "sends_unknown": row.sends_unknown,
+            "status": None if row.status is None else f"0x{row.status:04X}",
+            "mail": None,
+            "code": row.code,
+            "comment": row.comment,
+            "next_attempt": utc(row.next_attempt) if row.next_attempt and row.outcome == Outcome.WAITING else None,
+            "part": row.part,
+        }
+        for row in rows
+    ]
+
+
+def reconcile(connection: Connection, has_bytes: Callable[[str], bool]) -> dict[str, Any]:
+    """Prove that everything taken in is accounted for (R34): in = delivered + waiting + refused + held + failed.
+
+    What does not add up is counted as unaccounted: an outcome that does not follow from its parts, a row that waits
+    for nothing, or bytes that are gone although somebody still needs them.
+
+    Args:
+        connection: Of one transaction, so that everything is seen at the same moment.
+        has_bytes: Tells whether the spool holds a key.
+    """
+    astray = _astray(connection) | _without_bytes(connection, has_bytes)
+    return {**_messages(connection, len(astray)), "instances": _instances(connection), "astray": sorted(astray)}
+
+
+def _messages(connection: Connection, unaccounted: int) -> dict[str, Any]:
+    counts = _totals(connection, "message")
+    for outcome, count in connection.execute(select(message.c.outcome, func.count()).group_by(message.c.outcome)):
+        counts[outcome] += count
+    doubtful = connection.scalar(select(func.count(func.distinct(delivery.c.message))).where(_DOUBTFUL)) or 0
+    return {"in": sum(counts.values()), **counts, "unaccounted": unaccounted, "doubtful": doubtful}
+
+
+def _instances(connection: Connection) -> dict[str, Any]:
+    counts = _totals(connection, "instance")
+    for outcome, count in connection.execute(select(delivery.c.outcome, func.count()).group_by(delivery.c.outcome)):
+        counts[outcome] += count
+    doubtful = connection.scalar(select(func.count()).select_from(delivery).where(_DOUBTFUL)) or 0
+    orphans = connection.scalar(
+        select(func.count())
+        .select_from(delivery)
+        .where(delivery.c.outcome == Outcome.WAITING, delivery.c.next_attempt.is_(None))
+    )
+    return {"in": sum(counts.values()), **counts, "unaccounted": orphans or 0, "doubtful": doubtful}
+
+
+def _totals(connection: Connection, unit: str) -> dict[str, int]:
+    counts = dict.fromkeys((str(outcome) for outcome in Outcome), 0)
+    for outcome, count in connection.execute(select(total.c.outcome, total.c.count).where(total.c.unit == unit)):
+        counts[outcome] += count
+    return counts
+
+
+def _astray(connection: Connection) -> set[str]:
+    """Find the items whose outcome does not follow from their parts, or that nobody will ever look at again."""
+
+    def has(which: ColumnElement[bool]) -> ColumnElement[bool]:
+        return exists().where(delivery.c.message == message.c.id, which)
+
+    stored = (message.c.stage == Stage.STORE) & message.c.duplicate_of.is_(None)
+    waits = has(delivery.c.outcome == Outcome.WAITING)
+    wrong = or_(
+        stored & (message.c.outcome == Outcome.WAITING) & ~waits,
+        stored & (message.c.outcome != Outcome.WAITING) & waits,
+        stored & (message.c.outcome == Outcome.DELIVERED) & has(delivery.c.outcome != Outcome.DELIVERED),
+        has((delivery.c.outcome == Outcome.WAITING) & delivery.c.next_attempt.is_(None)),
+        message.c.outcome.not_in([str(outcome) for outcome in Outcome]),
+    )
+    return set(connection.scalars(select(message.c.id).where(wrong)))
+
+
+def _without_bytes(connection: Connection, has_bytes: Callable[[str], bool]) -> set[str]:
+    needed = message.c.outcome.in_([Outcome.WAITING, Outcome.HELD, Outcome.FAILED]) & message.c.purged_at.is_(None)
+    rows = connection.execute(select(message.c.id, message.c.blob, message.c.instances_blob).where(needed))
+    return {key for key, *blobs in rows if not all(has_bytes(blob) for blob in blobs if blob)}
+
+
+def tickets_missing(connection: Connection) -> list[str]:
+    """Name the tickets that rows want and nobody holds: what the reconciler puts."""
+    reading = literal("receive:") + message.c.id
+    unread = select(reading).where(
+        message.c.outcome == Outcome.WAITING,
+        message.c.stage == Stage.RECEIVE,
+        message.c.duplicate_of.is_(None),
+        ~exists().where(ticket.c.key == reading),
+    )
+    storing = literal("store:") + delivery.c.destination
+    unsent = (
+        select(storing)
+        .where(delivery.c.outcome == Outcome.WAITING, ~exists().where(ticket.c.key == storing))
+        .distinct()
+    )
+    return [*connection.scalars(unread), *connection.scalars(unsent)]
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """Counts for the metrics, by name.
+
+    Attributes:
+        messages: By outcome.
+        instances: By destination and outcome.
+        doubtful: Sends without a valid answer, by destination.
+        oldest: Seconds that the oldest has waited, by destination.
+        up: 1 for each destination that takes images, else 0.
+        paused: 1 for each destination that a person paused, else 0.
+        notices: Open ones, by kind.
+        tickets: By stage.
+    """
+
+    messages: dict[str, float]
+    instances: dict[tuple[str, ...], float]
+    doubtful: dict[str, float]
+    oldest: dict[str, float]
+    up: dict[str, float]
+    paused: dict[str, float]
+    notices: dict[str, float]
+    tickets: dict[str, float]
+
+
+def census(connection: Connection, now: datetime, destinations: Collection[str]) -> Census:
+    """Count everything that the metrics show."""
+    zero: dict[str, float] = dict.fromkeys(destinations, 0.0)
+    messages = {name: float(count) for name, count in _messages(connection, 0).items() if name in list(Outcome)}
+    by_outcome = select(delivery.c.destination, delivery.c.outcome, func.count())
+    instances = connection.execute(by_outcome.group_by(delivery.c.destination, delivery.c.outcome)).all()
+    doubtful = select(delivery.c.destination, func.count()).where(_DOUBTFUL).group_by(delivery.c.destination)
+    waiting = (
+        select(delivery.c.destination, func.min(message.c.received_at))
+        .join(message, message.c.id == delivery.c.message)
+        .where(delivery.c.outcome == Outcome.WAITING)
+        .group_by(delivery.c.destination)
+    )
+    ages = {name: max((now - since).total_seconds(), 0.0) for name, since in connection.execute(waiting)}
+    rows = connection.execute(select(destination)).all()
+    stage = func.substr(ticket.c.key, 1, func.instr(ticket.c.key, ":") - 1)
+    if connection.dialect.name == "postgresql":
+        stage = func.split_part(ticket.c.key, ":", 1)
+    kinds: dict[str, float] = {}
+    for one in open_notices(connection):
+        kinds[one.kind] = kinds.get(one.kind, 0.0) + 1
+    return Census(
+        messages,
+        {(name, outcome): float(count) for name, outcome, count in instances},
+        zero | {name: float(count) for name, count in connection.execute(doubtful)},
+        zero | ages,
+        dict.fromkeys(destinations, 1.0) | {row.name: float(row.breaker_until is None) for row in rows},
+        zero | {row.name: float(row.paused) for row in rows},
+        kinds,
+        {name: float(count) for name, count in connection.execute(select(stage, func.count()).group_by(stage))},
+    )

@@ -1,0 +1,149 @@
+"""Housekeeping of ledger and spool: what is late, what is too old, what belongs to nobody.
+
+What is held or failed is never purged without a person; what was delivered or refused goes by retention, first its
+bytes, much later its row. A purge of rows moves their counts into the totals, so that the proof still adds up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Final
+
+from sqlalchemy import Connection, delete, func, insert, or_, select, update
+
+from gateway.ledger import inventory, tickets
+from gateway.ledger.events import tell
+from gateway.ledger.ledger import Ledger
+from gateway.ledger.notices import close_notice, open_notice
+from gateway.ledger.spool import Spool
+from gateway.ledger.tables import delivery, event, finding, instance, message, total
+from gateway.model import Outcome
+
+ORPHAN_AGE: Final = timedelta(hours=24)
+"""Bytes without a row may be on their way to one; after a day they are not."""
+
+MOST_ROWS: Final = 500
+"""Rows purged in one transaction, so that nobody waits for housekeeping."""
+
+_DONE: Final = (Outcome.DELIVERED, Outcome.REFUSED)
+
+
+class Janitor:
+    """Does the chores of one data folder.
+
+    Args:
+        ledger: The tables.
+        spool: The bytes.
+    """
+
+    def __init__(self, ledger: Ledger, spool: Spool) -> None:
+        self.ledger = ledger
+        self.spool = spool
+
+    async def reissue(self, now: datetime) -> int:
+        """Put a ticket for each row that wants work and has none; return how many."""
+        missing = await self.ledger.read(inventory.tickets_missing)
+        if missing:
+            await self.ledger.write(lambda c: tickets.put_all(c, missing, now))
+        return len(missing)
+
+    async def purge(self, now: datetime, retention: timedelta, remember: timedelta) -> int:
+        """Delete the bytes of what was done long ago, then rows nobody must know again; return how many files went."""
+        count = 0
+        while keys := await self.ledger.write(lambda c: _purge_bytes(c, now, now - retention)):
+            # The rows say so already: a crash here leaves bytes without a need, which the sweep takes.
+            await asyncio.to_thread(self.spool.remove_all, keys)
+            count += len(keys)
+        while await self.ledger.write(lambda c: _purge_rows(c, now - max(remember, retention))):
+            pass
+        return count
+
+    async def sweep(self, now: datetime) -> int:
+        """Delete bytes that no row speaks of: never acknowledged, or purged; return how many files."""
+        old = await asyncio.to_thread(lambda: list(self.spool.keys((now - ORPHAN_AGE).timestamp())))
+        count = 0
+        for at in range(0, len(old), MOST_ROWS):
+            some = old[at : at + MOST_ROWS]
+            needed = await self.ledger.read(partial(_needed, keys=some))
+            orphans = [key for key in some if key not in needed]
+            await asyncio.to_thread(self.spool.remove_all, orphans)
+            count += len(orphans)
+        return count
+
+    async def prove(self, now: datetime) -> bool:
+        """Make the conservation proof, and open a notice when it does not hold (R34)."""
+        document = await self.ledger.read(lambda c: inventory.reconcile(c, self.spool.has))
+        good: bool = document["unaccounted"] == 0 and document["instances"]["unaccounted"] == 0
+
+        def note(connection: Connection) -> None:
+            if good:
+                close_notice(connection, now, "unaccounted", "ledger")
+            else:
+                text = f"{document['unaccounted']} items are not accounted for"
+                open_notice(connection, now, "unaccounted", "ledger", text, "dicom-mail reconcile")
+
+        await self.ledger.write(note)
+        return good
+
+
+def note_late(connection: Connection, now: datetime) -> int:
+    """Open a notice for each item that should have been delivered by now (R33); return how many there are."""
+    late = (message.c.outcome == Outcome.WAITING) & (message.c.late_at <= now) & message.c.duplicate_of.is_(None)
+    rows = connection.execute(select(message.c.id, message.c.partner).where(late)).all()
+    for row in rows:
+        text = f"{row.id} from {row.partner or 'a sender without a partner entry'} is late"
+        open_notice(connection, now, "late", row.id, text, f"dicom-mail queue show {row.id}")
+    return len(rows)
+
+
+def note_room(connection: Connection, now: datetime, *, low: bool) -> None:
+    """Open or close the notice that the disk is nearly full (R5)."""
+    if low:
+        text = "the disk is nearly full: no new mail is taken in, what is queued goes on"
+        open_notice(connection, now, "disk-low", "spool", text, "free space under gateway.data")
+    else:
+        close_notice(connection, now, "disk-low", "spool")
+
+
+def _purge_bytes(connection: Connection, now: datetime, before: datetime) -> list[str]:
+    done = message.c.outcome.in_(_DONE) & (message.c.closed_at < before) & message.c.purged_at.is_(None)
+    rows = connection.execute(
+        select(message.c.id, message.c.blob, message.c.instances_blob).where(done).limit(MOST_ROWS)
+    )
+    blobs: list[str] = []
+    for key, *mine in rows.all():
+        connection.execute(update(message).where(message.c.id == key).values(purged_at=now))
+        tell(connection, now, "purged", "its bytes were deleted: the time to keep them is over", message=key)
+        blobs += [blob for blob in mine if blob]
+    return blobs
+
+
+def _purge_rows(connection: Connection, before: datetime) -> int:
+    repeats = message.alias("repeats")
+    free = message.c.id.not_in(select(repeats.c.duplicate_of).where(repeats.c.duplicate_of.is_not(None)))
+    old = message.c.purged_at.is_not(None) & (message.c.closed_at < before) & free
+    keys = list(connection.scalars(select(message.c.id).where(old).limit(MOST_ROWS)))
+    if not keys:
+        return 0
+    for unit, table, column in (("message", message, message.c.id), ("instance", delivery, delivery.c.message)):
+        counts = select(table.c.outcome, func.count()).where(column.in_(keys)).group_by(table.c.outcome)
+        for outcome, count in connection.execute(counts).all():
+            _add_total(connection, unit, outcome, count)
+    for table in (delivery, instance, finding, event):
+        connection.execute(delete(table).where(table.c.message.in_(keys)))
+    connection.execute(delete(message).where(message.c.id.in_(keys)))
+    return len(keys)
+
+
+def _add_total(connection: Connection, unit: str, outcome: str, count: int) -> None:
+    mine = (total.c.unit == unit) & (total.c.outcome == outcome)
+    if connection.execute(update(total).where(mine).values(count=total.c.count + count)).rowcount == 0:
+        connection.execute(insert(total).values(unit=unit, outcome=outcome, count=count))
+
+
+def _needed(connection: Connection, keys: list[str]) -> set[str]:
+    mine = or_(message.c.blob.in_(keys), message.c.instances_blob.in_(keys)) & message.c.purged_at.is_(None)
+    rows = connection.execute(select(message.c.blob, message.c.instances_blob).where(mine))
+    return {blob for row in rows for blob in row if blob}

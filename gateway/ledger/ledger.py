@@ -1,0 +1,283 @@
+"""One writer, shared commits: how every fact gets on disk.
+
+Callers hand in a change (a function of a connection) and await its commit. One thread runs the changes; those that
+arrive while it commits form the next transaction, so a burst costs one sync and a lone change waits for nobody.
+A change may run twice (when a neighbour in its transaction fails, each is tried alone), so it must do nothing but
+speak to its connection.
+
+Embedded: SQLite in WAL mode with synchronous=FULL, both read back at the start, because anything less loses what
+was acknowledged when the power goes. Several nodes: the same tables on PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.errors import FolderInUseError, GatewayError, LedgerError
+
+T = TypeVar("T")
+
+MOST_CHANGES: Final = 256
+"""Changes in one transaction: enough to share a sync, few enough that nobody waits long."""
+
+NETWORK_FILE_SYSTEMS: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "fuse.sshfs", "9p"}
+)
+"""Where SQLite's locks and syncs cannot be trusted."""
+
+
+class Lock:
+    """The right of one process to a data folder (R30). Released by the kernel when the process ends, however it ends.
+
+    Raises:
+        FolderInUseError: Another process has it.
+        GatewayError: The folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "lock"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise GatewayError(
+                f"the data folder {folder} cannot be used: {error.strerror}",
+                hint="gateway.data must name a folder that this user may write",
+            ) from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(self._file, 32, 0).decode("ascii", "replace").strip()
+            os.close(self._file)
+            raise FolderInUseError(
+                f"the data folder {folder} is in use by process {owner or 'unknown'}",
+                hint="one gateway owns a data folder; stop the other one first",
+            ) from None
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+
+    def release(self) -> None:
+        """Give the folder back."""
+        os.close(self._file)
+
+
+@dataclass(slots=True)
+class _Change:
+    run: Callable[[Connection], Any]
+    done: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+
+
+class Ledger:
+    """The domain tables behind one writer thread and a few readers.
+
+    Args:
+        engine: From ``connect``; its schema is current.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.on_commit: Callable[[], None] = lambda: None
+        """Called on the caller's loop after a transaction that put a ticket."""
+        self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="ledger-read")
+        self._writer = threading.Thread(target=self._work, name="ledger-write", daemon=True)
+        self._writer.start()
+
+    async def write(self, change: Callable[[Connection], T]) -> T:
+        """Run a change and return its result once it is committed.
+
+        Raises:
+            LedgerError: The database did not take it; nothing of the change was kept.
+            Exception: Whatever the change itself raised; nothing of it was kept.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        self._changes.put(_Change(change, done, loop))
+        # A caller that is cancelled must not leave a future that nobody reads half-settled.
+        return await asyncio.shield(done)
+
+    async def read(self, question: Callable[[Connection], T]) -> T:
+        """Ask a question on a connection of its own; it sees what was committed before."""
+
+        def ask() -> T:
+            with self.engine.connect() as connection:
+                return question(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, ask)
+
+    def close(self) -> None:
+        """Commit what was handed in, then close the database."""
+        self._changes.put(None)
+        self._writer.join()
+        self._readers.shutdown()
+        self.engine.dispose()
+
+    def _work(self) -> None:
+        with self.engine.connect() as connection:
+            while (first := self._changes.get()) is not None:
+                batch = [first]
+                last = False
+                while len(batch) < MOST_CHANGES and not self._changes.empty():
+                    follower = self._changes.get()
+                    if follower is None:
+                        last = True
+                        break
+                    batch.append(follower)
+                self._commit(connection, batch)
+                if last:
+                    return
+
+    def _commit(self, connection: Connection, batch: list[_Change]) -> None:
+        connection.info.pop("ticket", None)
+        try:
+            with connection.begin():
+                results: list[Any] = [change.run(connection) for change in batch]
+        except Exception as error:  # noqa: BLE001  each caller gets its own error, whatever it is
+            if len(batch) > 1:
+                for change in batch:
+                    self._commit(connection, [change])
+                return
+            results = [_told(error)]
+        loop = batch[0].loop
+        loop.call_soon_threadsafe(self._settle, batch, results, connection.info.pop("ticket", False))
+
+    def _settle(self, batch: list[_Change], results: list[Any], woken: bool) -> None:
+        for change, result in zip(batch, results, strict=True):
+            if change.done.cancelled():
+                continue
+            if isinstance(result, _Failure):
+                change.done.set_exception(result.error)
+            else:
+                change.done.set_result(result)
+        if woken:
+            self.on_commit()
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: Exception
+
+
+def _told(error: Exception) -> _Failure:
+    if isinstance(error, SQLAlchemyError):
+        # The statement and its values stay out of sight: they may hold addresses.
+        told = LedgerError(f"the ledger did not take a change: {type(error).__name__}")
+        told.__cause__ = error
+        return _Failure(told)
+    return _Failure(error)
+
+
+def connect(url: str) -> Engine:
+    """Open the database, bring its schema up to date, and make sure that it keeps what it is told.
+
+    Args:
+        url: A SQLAlchemy URL, ``sqlite:///…`` or ``postgresql+psycopg://…``.
+
+    Raises:
+        LedgerError: It cannot be opened, it is of a newer release, or it does not keep its promises.
+    """
+    logging.getLogger("alembic").setLevel(logging.CRITICAL)
+    engine = create_engine(url, hide_parameters=True)
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine, Path(engine.url.database or ""))
+    try:
+        with engine.connect() as connection:
+            migrate(connection)
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise LedgerError(
+            f"the ledger cannot be opened: {type(error).__name__}",
+            hint="is the data folder writable and its disk healthy?",
+        ) from error
+    except LedgerError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the schema to this release's. A ledger of a newer release is refused and not touched (R28).
+
+    Raises:
+        LedgerError: The ledger is of a newer release.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    current = MigrationContext.configure(connection).get_current_revision()
+    connection.rollback()
+    if current is not None and current not in known:
+        raise LedgerError(
+            f"the ledger was written by a newer release (schema {current})",
+            hint="install that release again, or restore a backup made before the upgrade",
+        )
+    command.upgrade(config, "head")
+    connection.commit()
+
+
+def _prepare_sqlite(engine: Engine, path: Path) -> None:
+    kind = file_system(path.parent)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise LedgerError(
+            f"the data folder lies on a network file system ({kind}), where SQLite cannot keep its promises",
+            hint="put gateway.data on a local disk, or use gateway.database",
+        )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # SQLAlchemy says BEGIN, not the driver
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA busy_timeout = 10000")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    try:
+        with engine.connect() as connection:
+            journal = connection.execute(text("PRAGMA journal_mode")).scalar()
+            synchronous = connection.execute(text("PRAGMA synchronous")).scalar()
+    except SQLAlchemyError as error:
+        raise LedgerError(
+            f"the ledger {path} cannot be opened: {type(error).__name__}",
+            hint="is the file a ledger, the data folder writable and its disk healthy?",
+        ) from error
+    if (journal, synchronous) != ("wal", 2):
+        raise LedgerError(f"SQLite refuses to be durable here: journal_mode {journal}, synchronous {synchronous}")
+    path.chmod(0o600)
+
+
+def file_system(folder: Path) -> str:
+    """Name the file system a folder lies on, as the kernel does."""
+    best, kind = "", "unknown"
+    target = str(folder.resolve())
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
+        fields, _, rest = line.partition(" - ")
+        mount = fields.split()[4].replace("\\040", " ")
+        covers = target == mount or target.startswith(mount.rstrip("/") + "/")
+        if covers and len(mount) >= len(best):
+            best, kind = mount, rest.split()[0]
+    return kind

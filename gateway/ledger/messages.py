@@ -1,0 +1,381 @@
+"""Messages in the ledger: taken in, read, decided, closed. Each function is one change inside a transaction."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, overload
+
+from sqlalchemy import Connection, func, insert, or_, select, update
+
+from gateway.core.routing import Decision
+from gateway.ledger import tickets
+from gateway.ledger.events import tell
+from gateway.ledger.notices import close_notice, open_notice
+from gateway.ledger.tables import delivery, finding, instance, message
+from gateway.model import Direction, Envelope, Header, Instance, Outcome, Reading, Stage, first_problem
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: nothing that is misread on the telephone
+
+
+def new_id(direction: Direction, now: datetime) -> str:
+    """Make an id that sorts by time and is short enough to be read out: ``in-`` or ``out-`` and sixteen characters."""
+    number = int(now.timestamp() * 1000) << 32 | secrets.randbits(32)
+    return f"{direction}-" + "".join(_ALPHABET[number >> shift & 31] for shift in range(75, -1, -5))
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message that lies in the spool and waits for its row.
+
+    Attributes:
+        id: Ours.
+        blob: Its key in the spool.
+        size: Bytes.
+        sha256: Of all of it.
+        body_sha256: Of what follows the header: with the Message-ID it tells a repeated mail.
+        envelope: How it came.
+        header: What its header says.
+        decision: What shall become of it.
+        at: When its last byte came.
+        seconds: From its first byte to its last.
+    """
+
+    id: str
+    blob: str
+    size: int
+    sha256: str
+    body_sha256: str
+    envelope: Envelope
+    header: Header
+    decision: Decision
+    at: datetime
+    seconds: float
+
+
+def accept(connection: Connection, arrival: Arrival, remember: timedelta) -> str | None:
+    """Take custody of a message: its row, its event, its ticket. Return the id of the first when it is a repetition.
+
+    Only the same mail (equal Message-ID and body) is a repetition; it has the outcome of the first and is not read.
+    """
+    first = _first_of(connection, arrival, remember)
+    decision = arrival.decision
+    values: dict[str, Any] = {
+        "id": arrival.id,
+        "direction": Direction.IN,
+        "stage": Stage.RECEIVE,
+        "outcome": Outcome.WAITING,
+        "door": arrival.envelope.door,
+        "peer": arrival.envelope.peer,
+        "account": arrival.envelope.user,
+        "sender": _plain(arrival.envelope.sender),
+        "recipients": [_plain(recipient) for recipient in arrival.envelope.recipients],
+        "message_id": _plain(arrival.header.message_id),
+        "from_address": _plain(decision.sender),
+        "partner": decision.partner.name if decision.partner else None,
+        "routes": [route.name for route in decision.routes],
+        "urgent": decision.urgent,
+        "late_at": arrival.at + decision.late if decision.late else None,
+        "blob": arrival.blob,
+        "size": arrival.size,
+        "sha256": arrival.sha256,
+        "body_sha256": arrival.body_sha256,
+        "received_at": arrival.at,
+        "receive_seconds": arrival.seconds,
+    }
+    if first is not None:
+        values |= {"duplicate_of": first.id, "outcome": first.outcome, "code": first.code, "stage": first.stage}
+        values |= {"closed_at": first.closed_at, "late_at": None}
+    connection.execute(insert(message).values(values))
+    whom = decision.partner.name if decision.partner else "a sender without a partner entry"
+    tell(
+        connection,
+        arrival.at,
+        "accepted",
+        f"accepted {arrival.size} bytes from {whom} by {arrival.envelope.door}, peer {arrival.envelope.peer}",
+        message=arrival.id,
+    )
+    if first is None:
+        tickets.put(connection, f"receive:{arrival.id}", arrival.at)
+        return None
+    tell(
+        connection,
+        arrival.at,
+        "repeated",
+        f"the same mail as {first.id}: it has the outcome of that one",
+        message=arrival.id,
+    )
+    return str(first.id)
+
+
+@overload
+def _plain(text: str) -> str: ...
+@overload
+def _plain(text: str | None) -> str | None: ...
+def _plain(text: str | None) -> str | None:
+    """Make text from outside fit for every database: what is no Unicode, and NUL, are written out."""
+    if text is None:
+        return None
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
+
+
+def _first_of(connection: Connection, arrival: Arrival, remember: timedelta) -> Any:
+    if arrival.header.message_id is None:
+        return None
+    same = (message.c.message_id == _plain(arrival.header.message_id)) & (message.c.body_sha256 == arrival.body_sha256)
+    columns = (message.c.id, message.c.outcome, message.c.code, message.c.stage, message.c.closed_at)
+    since = arrival.at - remember
+    return connection.execute(
+        select(*columns)
+        .where(
+            same, message.c.duplicate_of.is_(None), message.c.received_at > since, message.c.direction == Direction.IN
+        )
+        .order_by(message.c.received_at)
+        .limit(1)
+    ).one_or_none()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What RECEIVE needs to know of a message."""
+
+    id: str
+    blob: str
+    size: int
+    sha256: str
+    envelope: Envelope
+    message_id: str | None
+    received_at: datetime
+    crashes: int
+    tries: int
+    stage: Stage
+    outcome: Outcome
+
+
+def get(connection: Connection, key: str) -> Row | None:
+    """Read one message; None when there is no such row."""
+    row = connection.execute(select(message).where(message.c.id == key)).one_or_none()
+    if row is None:
+        return None
+    envelope = Envelope(row.door, row.sender, tuple(row.recipients), row.peer, row.account)
+    return Row(
+        row.id,
+        row.blob,
+        row.size,
+        row.sha256,
+        envelope,
+        row.message_id,
+        row.received_at,
+        row.crashes,
+        row.tries,
+        Stage(row.stage),
+        Outcome(row.outcome),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What RECEIVE made of a message, ready to be written down.
+
+    Attributes:
+        reading: From the File-set Reader.
+        blob: The spool key of its instances; None without any.
+        destinations: Where each instance goes.
+        refused: Code for a message that nobody waits for (``not-dicom``), else None.
+        held: Code for a message that needs a person (``no-dicom``), else None.
+        seconds: How long the reading took.
+    """
+
+    reading: Reading
+    blob: str | None
+    destinations: tuple[str, ...]
+    refused: str | None
+    held: str | None
+    seconds: float
+
+
+def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
+    """Write down what was read, and a delivery for each instance and destination; tell whether the row was still open.
+
+    Raises nothing of its own: an instance whose UID is known with other content is held, the others go on (R11).
+    """
+    values = {
+        "kind": read.reading.kind,
+        "instances_blob": read.blob,
+        "read_seconds": read.seconds,
+        "stage": Stage.STORE,
+    }
+    mine = (message.c.id == key) & (message.c.outcome == Outcome.WAITING) & (message.c.stage == Stage.RECEIVE)
+    if connection.execute(update(message).where(mine).values(values)).rowcount == 0:
+        return False
+    _note_findings(connection, key, read.reading, now)
+    instances = read.reading.instances
+    if instances and read.destinations:
+        clashes = _clashes(connection, instances)
+        connection.execute(insert(instance), [_instance_values(key, n, one) for n, one in enumerate(instances, 1)])
+        connection.execute(insert(delivery), list(_delivery_values(key, instances, read.destinations, clashes, now)))
+        for name in read.destinations:
+            tickets.put(connection, f"store:{name}", now)
+    tell(connection, now, "read", _summary(read), message=key)
+    if read.held or read.refused:
+        _close_whole(connection, key, Outcome.HELD if read.held else Outcome.REFUSED, read.held or read.refused, now)
+    fold(connection, [key], now)
+    return True
+
+
+def _close_whole(connection: Connection, key: str, outcome: Outcome, code: str | None, now: datetime) -> None:
+    values = {"outcome": outcome, "code": code, "closed_at": now, "stage": Stage.RECEIVE}
+    connection.execute(update(message).where(or_(message.c.id == key, message.c.duplicate_of == key)).values(values))
+    announce(connection, key, outcome, code, now)
+
+
+def hold(connection: Connection, key: str, code: str, text: str, now: datetime, *, who: str | None = None) -> bool:
+    """Hold a message that is open in RECEIVE, with the reason; tell whether it was."""
+    mine = (message.c.id == key) & (message.c.outcome == Outcome.WAITING) & (message.c.stage == Stage.RECEIVE)
+    if connection.execute(select(message.c.id).where(mine)).one_or_none() is None:
+        return False
+    tell(connection, now, "held", text, message=key, who=who)
+    _close_whole(connection, key, Outcome.HELD, code, now)
+    return True
+
+
+def count_try(connection: Connection, key: str, text: str, now: datetime) -> int:
+    """Count a RECEIVE that failed for a reason of ours, and return how many there were."""
+    connection.execute(update(message).where(message.c.id == key).values(tries=message.c.tries + 1))
+    tell(connection, now, "receive-failed", text, message=key)
+    return connection.scalar(select(message.c.tries).where(message.c.id == key)) or 0
+
+
+def count_crashes(connection: Connection, keys: Iterable[str], now: datetime) -> None:
+    """Count, after an unclean stop, the messages that were being read when it happened."""
+    for key in keys:
+        connection.execute(update(message).where(message.c.id == key).values(crashes=message.c.crashes + 1))
+        tell(connection, now, "crashed", "the gateway stopped while this message was being read", message=key)
+
+
+def fold(connection: Connection, keys: Sequence[str], now: datetime) -> None:
+    """Give each message the outcome that follows from its deliveries: the first problem, waiting while any is open."""
+    counts: dict[str, dict[Outcome, int]] = {key: {} for key in keys}
+    rows = connection.execute(
+        select(delivery.c.message, delivery.c.outcome, func.count(), func.min(delivery.c.id))
+        .where(delivery.c.message.in_(keys))
+        .group_by(delivery.c.message, delivery.c.outcome)
+    ).all()
+    first: dict[tuple[str, Outcome], int] = {}
+    for key, outcome, count, lowest in rows:
+        counts[key][Outcome(outcome)] = count
+        first[key, Outcome(outcome)] = lowest
+    for key, outcomes in counts.items():
+        if outcomes:
+            worst = first_problem(list(outcomes))
+            code = _code_of(connection, first[key, worst]) if worst is not Outcome.DELIVERED else None
+            _set_outcome(connection, key, worst, code, outcomes, now)
+
+
+def _code_of(connection: Connection, lowest: int) -> str | None:
+    return connection.scalar(select(delivery.c.code).where(delivery.c.id == lowest))
+
+
+def _set_outcome(
+    connection: Connection, key: str, outcome: Outcome, code: str | None, counts: Mapping[Outcome, int], now: datetime
+) -> None:
+    before = connection.execute(select(message.c.outcome, message.c.code).where(message.c.id == key)).one()
+    if (before.outcome, before.code) == (outcome, code):
+        return
+    both = or_(message.c.id == key, message.c.duplicate_of == key)
+    closed_at = None if outcome is Outcome.WAITING else now
+    values = {"outcome": outcome, "code": code, "stage": Stage.STORE, "closed_at": closed_at}
+    connection.execute(update(message).where(both).values(values))
+    if before.outcome == outcome:
+        return
+    total = sum(counts.values())
+    parts = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    text = f"all {total} delivered" if outcome is Outcome.DELIVERED else f"of {total}: {parts}"
+    tell(connection, now, f"now-{outcome}", text, message=key)
+    announce(connection, key, outcome, code, now)
+
+
+def announce(connection: Connection, key: str, outcome: Outcome, code: str | None, now: datetime) -> None:
+    """Open a notice for an item that needs a person, and close those that no longer hold."""
+    for kind in (Outcome.HELD, Outcome.FAILED):
+        if outcome is not kind:
+            close_notice(connection, now, kind, key)
+    if outcome is not Outcome.WAITING:
+        close_notice(connection, now, "late", key)
+    if outcome in {Outcome.HELD, Outcome.FAILED}:
+        hint = f"dicom-mail queue show {key}"
+        open_notice(connection, now, outcome, key, f"{key} is {outcome}: {code}", hint)
+
+
+def _note_findings(connection: Connection, key: str, reading: Reading, now: datetime) -> None:
+    del now
+    if reading.findings:
+        rows = [
+            {"message": key, "code": one.code, "severity": one.severity, "part": one.where, "text": one.text}
+            for one in reading.findings
+        ]
+        connection.execute(insert(finding), rows)
+
+
+def _summary(read: Read) -> str:
+    count = len(read.reading.instances)
+    if not count:
+        return f"read as {read.reading.kind}: no instance to store"
+    where = ", ".join(read.destinations) or "no destination"
+    held = sum(1 for one in read.reading.instances if one.held)
+    tail = f"; {held} held" if held else ""
+    return f"read {count} instance{'s' if count > 1 else ''} for {where}{tail}"
+
+
+def _instance_values(key: str, number: int, one: Instance) -> dict[str, Any]:
+    return {
+        "message": key,
+        "number": number,
+        "sop_class": one.sop_class,
+        "sop_instance": one.sop_instance,
+        "study": one.study,
+        "series": one.series,
+        "transfer_syntax": one.transfer_syntax,
+        "sha256": one.sha256,
+        "data_set_sha256": one.data_set_sha256,
+        "part": one.part,
+        "file_id": one.file_id,
+        "start": one.file.start,
+        "data_set": one.data_set,
+        "size": one.size,
+    }
+
+
+def _delivery_values(
+    key: str, instances: Sequence[Instance], destinations: Sequence[str], clashes: set[str], now: datetime
+) -> Iterable[dict[str, Any]]:
+    content: dict[str, tuple[str, str]] = {}
+    for number, one in enumerate(instances, 1):
+        # Within one message too, a UID that comes with two contents is nobody's to choose from (AMB-23).
+        known = content.setdefault(one.sop_instance, (one.transfer_syntax, one.data_set_sha256))
+        clash = one.sop_instance in clashes or known != (one.transfer_syntax, one.data_set_sha256)
+        code = one.held or ("uid-reused" if clash else None)
+        state = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
+        if code is None:
+            state = {"outcome": Outcome.WAITING, "code": None, "next_attempt": now, "closed_at": None}
+        for name in destinations:
+            yield {"message": key, "number": number, "destination": name, **state}
+
+
+def _clashes(connection: Connection, instances: Sequence[Instance]) -> set[str]:
+    """Find the SOP Instance UIDs that are stored or queued with other content: another syntax or another data set."""
+    mine = {one.sop_instance: (one.transfer_syntax, one.data_set_sha256) for one in instances if not one.held}
+    known = delivery.c.outcome.in_([Outcome.DELIVERED, Outcome.WAITING])
+    clashes: set[str] = set()
+    uids = list(mine)
+    for at in range(0, len(uids), 500):
+        rows = connection.execute(
+            select(instance.c.sop_instance, instance.c.transfer_syntax, instance.c.data_set_sha256)
+            .join(delivery, (delivery.c.message == instance.c.message) & (delivery.c.number == instance.c.number))
+            .where(instance.c.sop_instance.in_(uids[at : at + 500]), known)
+            .distinct()
+        )
+        clashes.update(row.sop_instance for row in rows if mine[row.sop_instance] != (row[1], row[2]))
+    return clashes

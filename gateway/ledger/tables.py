@@ -1,0 +1,231 @@
+"""The domain tables: what the gateway knows, in the field's words.
+
+Every business fact is a column, changed by compare-and-set in the same transaction as the ticket for the next step
+and the event that tells of it. The schema is the same on SQLite and PostgreSQL. No column holds patient data: UIDs
+name a study to those who have it, and nothing else does.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+
+
+class Moment(TypeDecorator[datetime]):
+    """A moment in UTC, aware in Python; text that sorts by time in SQLite, ``timestamptz`` in PostgreSQL."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a naive moment: nobody could say when it was."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment without a zone")
+        value = value.astimezone(UTC)
+        return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give the zone back that SQLite does not keep."""
+        if value is None or dialect.name == "postgresql":
+            return value
+        return value.replace(tzinfo=UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by themselves only in an INTEGER
+_OPEN = text("outcome = 'waiting'")
+
+
+def _table(name: str, *parts: Any) -> Table:
+    return Table(name, metadata, *parts)
+
+
+message = _table(
+    "message",
+    Column("id", String(32), primary_key=True),
+    Column("direction", String(3), nullable=False),
+    Column("stage", String(8), nullable=False),
+    Column("outcome", String(9), nullable=False),
+    Column("code", String(40)),
+    # how it came (RFC 5321)
+    Column("door", String(80), nullable=False),
+    Column("peer", String(64), nullable=False),
+    Column("account", String(255)),
+    Column("sender", Text, nullable=False),
+    Column("recipients", JSON, nullable=False),
+    # who it is from and what shall become of it
+    Column("message_id", Text),
+    Column("from_address", Text),
+    Column("partner", String(80)),
+    Column("routes", JSON, nullable=False),
+    Column("urgent", Boolean, nullable=False, default=False),
+    Column("late_at", Moment),
+    # the bytes
+    Column("blob", String(80), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("body_sha256", String(64), nullable=False),
+    Column("instances_blob", String(80)),
+    Column("duplicate_of", String(32), ForeignKey("message.id")),
+    # what RECEIVE made of it
+    Column("kind", String(8)),
+    Column("crashes", Integer, nullable=False, default=0),
+    Column("tries", Integer, nullable=False, default=0),
+    # when
+    Column("received_at", Moment, nullable=False),
+    Column("closed_at", Moment),
+    Column("purged_at", Moment),
+    Column("receive_seconds", Float),
+    Column("read_seconds", Float),
+    Column("store_began_at", Moment),
+    Column("store_ended_at", Moment),
+    Index(None, "message_id", "body_sha256"),
+    Index(None, "received_at"),
+    Index(None, "duplicate_of"),
+    Index("ix_message_open", "stage", sqlite_where=_OPEN, postgresql_where=_OPEN),
+)
+
+finding = _table(
+    "finding",
+    Column("id", _Serial, primary_key=True),
+    Column("message", String(32), ForeignKey("message.id"), nullable=False, index=True),
+    Column("code", String(40), nullable=False),
+    Column("severity", String(8), nullable=False),
+    Column("part", Text, nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+instance = _table(
+    "instance",
+    Column("message", String(32), ForeignKey("message.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("sop_class", String(64), nullable=False),
+    Column("sop_instance", String(64), nullable=False, index=True),
+    Column("study", String(64), nullable=False, index=True),
+    Column("series", String(64), nullable=False),
+    Column("transfer_syntax", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("data_set_sha256", String(64), nullable=False),
+    Column("part", Text, nullable=False),
+    Column("file_id", Text),
+    Column("start", BigInteger, nullable=False),  # within the message's instances blob
+    Column("data_set", Integer, nullable=False),  # where the data set begins, counted from start
+    Column("size", BigInteger, nullable=False),
+)
+
+delivery = _table(
+    "delivery",
+    Column("id", _Serial, primary_key=True),
+    Column("message", String(32), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("destination", String(80), nullable=False),
+    Column("outcome", String(9), nullable=False),
+    Column("code", String(40)),
+    Column("sending", Boolean, nullable=False, default=False),  # in the window that is on the wire now
+    Column("sends", Integer, nullable=False, default=0),
+    Column("sends_unknown", Integer, nullable=False, default=0),
+    Column("failures", Integer, nullable=False, default=0),  # definite ones, for the back-off rule
+    Column("status", Integer),
+    Column("comment", Text),
+    Column("next_attempt", Moment),
+    Column("closed_at", Moment),
+    ForeignKeyConstraint(["message", "number"], ["instance.message", "instance.number"]),
+    UniqueConstraint("message", "number", "destination"),
+    Index("ix_delivery_open", "destination", "next_attempt", sqlite_where=_OPEN, postgresql_where=_OPEN),
+)
+
+destination = _table(
+    "destination",
+    Column("name", String(80), primary_key=True),
+    Column("paused", Boolean, nullable=False, default=False),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("breaker_until", Moment),
+    Column("down_since", Moment),
+    Column("trouble", Text),
+    Column("answered_at", Moment),
+)
+
+event = _table(
+    "event",
+    Column("id", _Serial, primary_key=True),
+    Column("at", Moment, nullable=False, index=True),
+    Column("message", String(32), index=True),
+    Column("destination", String(80)),
+    Column("kind", String(40), nullable=False),
+    Column("who", String(80)),
+    Column("text", Text, nullable=False),
+)
+
+notice = _table(
+    "notice",
+    Column("id", _Serial, primary_key=True),
+    Column("kind", String(40), nullable=False),
+    Column("about", String(80), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("hint", Text, nullable=False),
+    Column("opened_at", Moment, nullable=False),
+    Column("closed_at", Moment),
+    Column("opening_told", Boolean, nullable=False, default=False),
+    Column("closing_told", Boolean, nullable=False, default=False),
+    Index(
+        "ix_notice_open",
+        "kind",
+        "about",
+        unique=True,
+        sqlite_where=text("closed_at IS NULL"),
+        postgresql_where=text("closed_at IS NULL"),
+    ),
+)
+
+ticket = _table(
+    "ticket",
+    Column("key", String(120), primary_key=True),
+    Column("due", Moment, nullable=False),
+    Column("running", Boolean, nullable=False, default=False),
+    Column("again", Moment),  # wanted once more while it runs: no wake-up is lost
+    Index(None, "running", "due"),
+)
+
+total = _table(
+    "total",
+    Column("unit", String(10), primary_key=True),
+    Column("outcome", String(9), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)
+
+fact = _table(
+    "fact",
+    Column("name", String(40), primary_key=True),
+    Column("value", Text, nullable=False),
+)

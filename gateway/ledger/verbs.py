@@ -1,0 +1,186 @@
+"""What a person may do to an item: retry, hold, release, drop, resolve. Each is an event that names who did it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, or_, select, update
+
+from gateway.errors import GatewayError
+from gateway.ledger import tickets
+from gateway.ledger.events import tell
+from gateway.ledger.messages import announce, fold
+from gateway.ledger.tables import delivery, destination, message
+from gateway.model import Outcome, Stage
+
+UNDECIDED = (Outcome.WAITING, Outcome.HELD, Outcome.FAILED)
+"""What a person may still decide about."""
+
+
+class UnknownItemError(GatewayError):
+    """No item has this id."""
+
+
+class WrongStateError(GatewayError):
+    """The item is not in a state in which the verb has a meaning."""
+
+
+def retry(connection: Connection, key: str, now: datetime, who: str, *, force: bool) -> None:
+    """Try an item again now: what waits, what failed, and with ``force`` also what is held or delivered.
+
+    Raises:
+        UnknownItemError: There is no such item.
+        WrongStateError: Nothing of it can be tried.
+    """
+    row = _item(connection, key)
+    if row.stage == Stage.RECEIVE:
+        allowed = {Outcome.WAITING, Outcome.FAILED} | ({Outcome.HELD, Outcome.REFUSED} if force else set())
+        if row.outcome not in allowed:
+            raise WrongStateError(f"{key} is {row.outcome}", hint=_hint(row.outcome))
+        _read_again(connection, key, now, who, "retried")
+        return
+    outcomes = [Outcome.WAITING, Outcome.FAILED]
+    if force:
+        outcomes += [Outcome.HELD, Outcome.DELIVERED]
+    if not _requeue(connection, key, delivery.c.outcome.in_(outcomes), now):
+        raise WrongStateError(f"{key} is {row.outcome}", hint=_hint(row.outcome))
+    _tell(connection, key, now, who, "retried", "to be tried again now")
+
+
+def hold(connection: Connection, key: str, now: datetime, who: str) -> None:
+    """Stop an item until a person releases it.
+
+    Raises:
+        UnknownItemError: There is no such item.
+        WrongStateError: Nothing of it waits.
+    """
+    row = _item(connection, key)
+    if row.outcome != Outcome.WAITING:
+        raise WrongStateError(f"{key} is {row.outcome}", hint="only what waits can be held")
+    _tell(connection, key, now, who, "held", "held")
+    _close(connection, key, row.stage, [Outcome.WAITING], Outcome.HELD, "by-operator", now)
+
+
+def release(connection: Connection, key: str, now: datetime, who: str) -> None:
+    """Let a held item go on. The checks that held it are made again where they can be.
+
+    Raises:
+        UnknownItemError: There is no such item.
+        WrongStateError: Nothing of it is held.
+    """
+    row = _item(connection, key)
+    if row.stage == Stage.RECEIVE:
+        if row.outcome != Outcome.HELD:
+            raise WrongStateError(f"{key} is {row.outcome}", hint=_hint(row.outcome))
+        _read_again(connection, key, now, who, "released")
+        return
+    if not _requeue(connection, key, delivery.c.outcome == Outcome.HELD, now):
+        raise WrongStateError(f"nothing of {key} is held", hint=_hint(row.outcome))
+    _tell(connection, key, now, who, "released", "released")
+
+
+def drop(connection: Connection, key: str, now: datetime, who: str) -> list[str]:
+    """Refuse what is not delivered of an item; return the spool keys of its bytes, for the caller who erases them.
+
+    Raises:
+        UnknownItemError: There is no such item.
+        WrongStateError: Nothing of it is undecided.
+    """
+    row = _item(connection, key)
+    if row.outcome not in UNDECIDED:
+        raise WrongStateError(f"{key} is {row.outcome}", hint="only what waits, is held or failed can be dropped")
+    _tell(connection, key, now, who, "dropped", "dropped")
+    _close(connection, key, row.stage, UNDECIDED, Outcome.REFUSED, "dropped", now)
+    blobs = connection.execute(select(message.c.blob, message.c.instances_blob).where(message.c.id == key)).one()
+    return [blob for blob in blobs if blob]
+
+
+def erased(connection: Connection, key: str, now: datetime, who: str) -> None:
+    """Remember that the bytes of an item were wiped by a person's word."""
+    connection.execute(update(message).where(message.c.id == key).values(purged_at=now))
+    _tell(connection, key, now, who, "erased", "its bytes were wiped")
+
+
+def resolve(connection: Connection, key: str, verdict: str, now: datetime, who: str) -> int:
+    """Decide about the instances in doubt of an item: ``delivered``, ``resend`` or ``dropped``; return how many.
+
+    Raises:
+        UnknownItemError: There is no such item.
+        WrongStateError: Nothing of it is in doubt.
+    """
+    _item(connection, key)
+    doubtful = (delivery.c.sends_unknown > 0) & delivery.c.outcome.in_([Outcome.WAITING, Outcome.HELD])
+    mine = (delivery.c.message == key) & doubtful
+    if verdict == "resend":
+        count = _requeue(connection, key, doubtful, now)
+    else:
+        outcome, code = (Outcome.DELIVERED, "by-operator") if verdict == "delivered" else (Outcome.REFUSED, "dropped")
+        values = {"outcome": outcome, "code": code, "closed_at": now, "next_attempt": None}
+        count = connection.execute(update(delivery).where(mine).values(values)).rowcount
+    if not count:
+        raise WrongStateError(f"nothing of {key} is in doubt", hint=f"dicom-mail queue show {key}")
+    _tell(connection, key, now, who, "resolved", f"{count} in doubt were resolved as {verdict}")
+    fold(connection, [key], now)
+    return count
+
+
+def _item(connection: Connection, key: str) -> Any:
+    columns = (message.c.id, message.c.outcome, message.c.stage, message.c.duplicate_of, message.c.purged_at)
+    row = connection.execute(select(*columns).where(message.c.id == key)).one_or_none()
+    if row is None:
+        raise UnknownItemError(f"there is no item {key}", hint="dicom-mail queue list")
+    if row.duplicate_of:
+        raise WrongStateError(f"{key} repeats {row.duplicate_of} and has its outcome", hint=f"name {row.duplicate_of}")
+    return row
+
+
+def _read_again(connection: Connection, key: str, now: datetime, who: str, verb: str) -> None:
+    values = {"outcome": Outcome.WAITING, "code": None, "closed_at": None, "tries": 0, "crashes": 0}
+    both = or_(message.c.id == key, message.c.duplicate_of == key)
+    connection.execute(update(message).where(both, message.c.purged_at.is_(None)).values(values))
+    _tell(connection, key, now, who, verb, f"{verb}: it will be read again")
+    announce(connection, key, Outcome.WAITING, None, now)
+    tickets.put(connection, f"receive:{key}", now)
+
+
+def _requeue(connection: Connection, key: str, which: ColumnElement[bool], now: datetime) -> int:
+    mine = (delivery.c.message == key) & which
+    names = list(connection.scalars(select(delivery.c.destination).where(mine).distinct()))
+    values = {"outcome": Outcome.WAITING, "code": None, "closed_at": None, "next_attempt": now, "failures": 0}
+    count = connection.execute(
+        update(delivery).where(mine, ~delivery.c.sending).values(sends_unknown=0, **values)
+    ).rowcount
+    for name in names:
+        # A person's word overrides the breaker: the next look sends at once, behind one probe.
+        connection.execute(update(destination).where(destination.c.name == name).values(breaker_until=now))
+        tickets.put(connection, f"store:{name}", now)
+    fold(connection, [key], now)
+    return count
+
+
+def _close(
+    connection: Connection, key: str, stage: str, old: Iterable[Outcome], new: Outcome, code: str, now: datetime
+) -> None:
+    values = {"outcome": new, "code": code, "closed_at": now}
+    if stage == Stage.RECEIVE:
+        both = or_(message.c.id == key, message.c.duplicate_of == key)
+        connection.execute(update(message).where(both).values(values))
+        announce(connection, key, new, code, now)
+        return
+    mine = (delivery.c.message == key) & delivery.c.outcome.in_(list(old))
+    connection.execute(update(delivery).where(mine).values(next_attempt=None, **values))
+    fold(connection, [key], now)
+
+
+def _tell(connection: Connection, key: str, now: datetime, who: str, verb: str, text: str) -> None:
+    tell(connection, now, verb, f"{text} (by {who})", message=key, who=who)
+
+
+def _hint(outcome: str) -> str:
+    return {
+        Outcome.HELD: "release lets it go on; drop refuses it",
+        Outcome.DELIVERED: "--force sends it again",
+        Outcome.REFUSED: "it was refused for good; ask the sender to send it again",
+    }.get(Outcome(outcome), "dicom-mail queue show tells its story")

@@ -1,0 +1,125 @@
+"""What /metrics says: counts of the ledger, the doors and the destinations, as Prometheus reads them.
+
+Numbers of the ledger are taken every few seconds and served from memory: a scrape never waits for the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway import __version__
+from gateway.edges.smtp import Counters
+from gateway.ledger.inventory import Census
+
+PREFIX: Final = "dicom_mail_"
+
+Values = Iterable[tuple[tuple[str, ...], float]]
+"""A sample for each combination of label values."""
+
+
+@dataclass(slots=True)
+class Readings:
+    """The latest numbers.
+
+    Attributes:
+        census: From the ledger; None before the first look.
+        free_bytes: Of the disk under the data folder.
+        heartbeat: Seconds since the epoch of the last look: an alarm watches that it moves.
+        doors: By name, whether each is open.
+    """
+
+    census: Census | None = None
+    free_bytes: int = 0
+    heartbeat: float = 0.0
+    doors: dict[str, bool] = field(default_factory=dict)
+
+
+class LedgerCollector(Collector):
+    """Turns the latest numbers into metrics.
+
+    Args:
+        readings: Looked at when scraped.
+        counters: Of the SMTP door; None when it is shut.
+    """
+
+    def __init__(self, readings: Readings, counters: Callable[[], Counters | None]) -> None:
+        self._readings = readings
+        self._counters = counters
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric."""
+        readings = self._readings
+        yield _gauge("build_info", "The running release.", ["version"], [((__version__,), 1)])
+        yield _gauge(
+            "heartbeat_seconds", "When the gateway last looked around, since the epoch.", [], [((), readings.heartbeat)]
+        )
+        yield _gauge("disk_free_bytes", "Free space under the data folder.", [], [((), readings.free_bytes)])
+        yield _gauge("door_open", "Whether a door is open.", ["door"], _named(readings.doors))
+        if readings.census is not None:
+            yield from _of_the_ledger(readings.census)
+        counters = self._counters()
+        if counters is not None:
+            yield from _of_the_door(counters)
+
+
+def _of_the_ledger(census: Census) -> Iterable[Metric]:
+    yield _gauge("items", "Messages and collections by outcome.", ["outcome"], _named(census.messages))
+    yield _gauge(
+        "instances",
+        "Instances by destination and outcome.",
+        ["destination", "outcome"],
+        census.instances.items(),
+    )
+    yield _gauge(
+        "instances_in_doubt", "Sends without a valid answer, by destination.", ["destination"], _named(census.doubtful)
+    )
+    yield _gauge(
+        "oldest_waiting_seconds",
+        "Age of the oldest that waits, by destination.",
+        ["destination"],
+        _named(census.oldest),
+    )
+    yield _gauge("destination_up", "Whether a destination takes images.", ["destination"], _named(census.up))
+    yield _gauge("destination_paused", "Whether a person paused it.", ["destination"], _named(census.paused))
+    yield _gauge("notices_open", "Things that a person should look at.", ["kind"], _named(census.notices))
+    yield _gauge("tickets", "Rows that wait to be looked at.", ["stage"], _named(census.tickets))
+
+
+def _of_the_door(counters: Counters) -> Iterable[Metric]:
+    yield _counter("smtp_sessions", "Connections let in.", [], [((), counters.sessions)])
+    yield _counter("smtp_turned_away", "Connections not let in.", [], [((), counters.turned_away)])
+    yield _counter("smtp_accepted", "Messages answered with 250.", [], [((), counters.accepted)])
+    yield _counter("smtp_accepted_bytes", "Bytes of the messages answered with 250.", [], [((), counters.bytes)])
+    replies = _named({"4yz": counters.temporary, "5yz": counters.permanent})
+    yield _counter("smtp_refusals", "Replies that refused something.", ["class"], replies)
+
+
+def _named(values: Mapping[str, float]) -> Values:
+    return [((name,), value) for name, value in values.items()]
+
+
+def _gauge(name: str, text: str, labels: list[str], values: Values) -> Metric:
+    family = GaugeMetricFamily(PREFIX + name, text, labels=labels)
+    for key, value in values:
+        family.add_metric(list(key), value)
+    return family
+
+
+def _counter(name: str, text: str, labels: list[str], values: Values) -> Metric:
+    family = CounterMetricFamily(PREFIX + name, text, labels=labels)
+    for key, value in values:
+        family.add_metric(list(key), value)
+    return family
+
+
+def registry(readings: Readings, counters: Callable[[], Counters | None]) -> CollectorRegistry:
+    """Make the registry of one gateway; two in one process do not mix."""
+    made = CollectorRegistry(auto_describe=True)
+    made.register(LedgerCollector(readings, counters))
+    return made

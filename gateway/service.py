@@ -1,0 +1,390 @@
+"""The wiring: one gateway, from its configuration to its last commit.
+
+Everything that knows everything else is here and nowhere else. Read ``Service.run`` from top to bottom: that is the
+life of the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import ssl
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import Connection, delete, insert, select
+
+from gateway import control, logs, metrics, watchdog
+from gateway.config import ApplicationEntity, Configuration, advice, load, restart_needed
+from gateway.core import contexts, reader
+from gateway.edges import storescu
+from gateway.edges.console import HttpDoor
+from gateway.edges.page import Pager
+from gateway.edges.smtp import Limits, SmtpDoor
+from gateway.edges.worker import Workers
+from gateway.errors import ConfigurationError, GatewayError
+from gateway.ledger import deliveries, inventory, janitor, messages, notices, tickets
+from gateway.ledger.janitor import Janitor
+from gateway.ledger.ledger import Ledger, Lock, connect
+from gateway.ledger.spool import Spool
+from gateway.ledger.tables import fact
+from gateway.ledger.tickets import Carrier, Kind
+from gateway.model import Reading, Span
+from gateway.stages.receive import Receive
+from gateway.stages.store import Store
+from gateway.users import Users
+
+log = structlog.get_logger(__name__)
+
+READERS: Final = 1
+"""Worker processes that read messages; the door and the lanes need the other core."""
+
+LOOK_AROUND: Final = 5.0
+"""Seconds between two looks for what is late, full or to be told."""
+
+REISSUE_EVERY: Final = timedelta(minutes=1)
+PURGE_EVERY: Final = timedelta(hours=1)
+PROVE_EVERY: Final = timedelta(days=1)
+
+GRACE_AFTER_CRASH: Final = timedelta(seconds=3)
+"""No send this soon after an unclean stop, so that a crash loop does not use up tries (R27)."""
+
+LAST_WORDS: Final = 5.0
+"""Seconds for what was cut off to write down that it was."""
+
+_RUNNING: Final = "running since"
+"""The fact that is there while the gateway runs: found at a start, the last stop was not clean."""
+
+
+class Scu:
+    """Destinations of the configuration, reached by the Storage SCU."""
+
+    def open(self, entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> storescu.Association:
+        """Negotiate an association."""
+        return storescu.Association.open(peer(entity), proposed)
+
+    def echo(self, entity: ApplicationEntity) -> str:
+        """Ask whether it is there; return what is wrong, empty when nothing is."""
+        return storescu.echo(peer(entity)).reason
+
+
+def peer(entity: ApplicationEntity) -> storescu.Peer:
+    """What the Storage SCU needs to know of a destination."""
+    timeout = entity.timeout.total_seconds()
+    return storescu.Peer(entity.title, entity.host, entity.port, entity.calling, timeout, entity.max_pdu)
+
+
+def server_tls(certificate: Path, key_file: Path) -> ssl.SSLContext:
+    """Load a certificate for a door of ours.
+
+    Raises:
+        ConfigurationError: Certificate and key cannot be used.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # BCP 195
+    try:
+        context.load_cert_chain(certificate, key_file)
+    except (OSError, ssl.SSLError) as error:
+        name = type(error).__name__
+        raise ConfigurationError(f"the certificate {certificate} and its key cannot be used: {name}") from None
+    return context
+
+
+def run(configuration: Configuration) -> int:
+    """Serve until SIGTERM; return the exit code.
+
+    Raises:
+        ConfigurationError: A route depends on what is not built yet, or what runs would stand open.
+        GatewayError: A port, the data folder or the ledger cannot be used.
+    """
+    blocking = [one for one in advice(configuration) if one.blocks]
+    if blocking:
+        raise ConfigurationError("; ".join(f"{one.key}: {one.what}" for one in blocking), hint=blocking[0].do)
+    logs.configure(configuration.log.level)
+    asyncio.run(Service(configuration).run())
+    return 0
+
+
+class Service:
+    """One gateway.
+
+    Args:
+        configuration: Valid, and free of what blocks a start.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.readings = metrics.Readings()
+        self.ready = asyncio.Event()
+        self.stopping = asyncio.Event()
+        self.http: list[HttpDoor] = []
+        self._smtp: SmtpDoor | None = None
+        self._users: Users | None = None
+
+    @property
+    def addresses(self) -> Mapping[str, tuple[str, int]]:
+        """Where the doors listen, by section."""
+        found = {}
+        if self._smtp is not None:
+            found["smtp"] = self._smtp.addresses[0]
+        return found
+
+    async def run(self) -> None:
+        """Live: own the folder, open the ledger, recover, open the doors, serve, and stop in the opposite order."""
+        data = self.configuration.gateway.data
+        async with contextlib.AsyncExitStack() as stack:
+            lock = Lock(data)
+            stack.callback(lock.release)
+            self.ledger = Ledger(connect(control.ledger_url(self.configuration)))
+            stack.callback(self.ledger.close)
+            try:
+                self.spool = Spool(control.spool_root(self.configuration))
+            except OSError as error:
+                raise GatewayError(f"the spool cannot be used: {error.strerror}") from None
+            stack.callback(self.spool.close)
+            self.workers = Workers(
+                READERS,
+                memory=self.configuration.limits.worker_memory,
+                seconds=self.configuration.limits.worker_time.total_seconds(),
+            )
+            stack.push_async_callback(self.workers.close)
+            await self.workers.open()
+            self.receive = Receive(self.configuration, self.ledger, self.spool, self._read)
+            self.store = Store(self.configuration, self.ledger, self.spool, Scu())
+            stack.callback(self.store.close)
+            self.janitor = Janitor(self.ledger, self.spool)
+            self.carrier = Carrier(
+                self.ledger,
+                {"receive": Kind(self.receive.look, 2 * READERS), "store": Kind(self.store.look, 1000)},
+            )
+            await self._recover()
+            await self._open(stack)
+            await self._serve()
+            await self.ledger.write(lambda c: c.execute(delete(fact).where(fact.c.name == _RUNNING)))
+        log.info("stopped")
+
+    async def _read(self, message: Span, rules: reader.Rules, out: Path) -> Reading:
+        return await self.workers.run(reader.read_to, message, rules, out)
+
+    # Start
+
+    async def _recover(self) -> None:
+        now = datetime.now(UTC)
+        shutil.rmtree(self.configuration.gateway.data / "scratch", ignore_errors=True)
+        crashed = await self.ledger.write(lambda c: _begin(c, now))
+        if crashed:
+            self.store.not_before = now + GRACE_AFTER_CRASH
+            log.warning("recovered", reason="unclean-stop")
+        await self.ledger.write(lambda c: deliveries.orphan(c, self.configuration.ae, now))
+        lanes = [f"store:{name}" for name in self.configuration.ae]
+        # Marks of a former life are doubts even where nothing waits any more: every lane looks once.
+        await self.ledger.write(lambda c: tickets.put_all(c, lanes, now))
+        await self.janitor.reissue(now)
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> None:
+        configuration = self.configuration
+        socket = control.ControlSocket(configuration.gateway.data / "control.sock", self._perform)
+        await socket.open()
+        stack.push_async_callback(socket.close)
+        registry = metrics.registry(self.readings, lambda: self._smtp.counters if self._smtp else None)
+        if (console := configuration.console) is not None:
+            await self._open_http(
+                stack,
+                HttpDoor(
+                    "console",
+                    console.listen,
+                    registry=registry,
+                    ready=self._shut,
+                    certificate=console.certificate,
+                    key_file=console.key_file,
+                ),
+            )
+        if configuration.metrics is not None:
+            door = HttpDoor("metrics", configuration.metrics.listen, registry=registry, ready=self._shut)
+            await self._open_http(stack, door)
+        if configuration.smtp is not None:
+            self._smtp = self._make_smtp()
+            self.readings.doors["smtp"] = False
+            await self._smtp.open()
+            stack.push_async_callback(self._smtp.close, 0.0)
+            self.readings.doors["smtp"] = True
+        self.pager = Pager(configuration.notice, configuration.gateway.name)
+
+    async def _open_http(self, stack: contextlib.AsyncExitStack, door: HttpDoor) -> None:
+        await door.open()
+        stack.push_async_callback(door.close)
+        self.http.append(door)
+
+    def _make_smtp(self) -> SmtpDoor:
+        configuration = self.configuration
+        settings = configuration.smtp
+        assert settings is not None
+        tls = None
+        if settings.certificate is not None and settings.key_file is not None:
+            tls = server_tls(settings.certificate, settings.key_file)
+        if settings.users_file is not None:
+            self._users = Users(settings.users_file)
+        return SmtpDoor(
+            settings,
+            hostname=configuration.gateway.name,
+            limits=Limits(configuration.limits.message, configuration.limits.header),
+            incoming=self.receive,
+            tls=tls,
+            authenticate=self._authenticate if self._users is not None else None,
+        )
+
+    async def _authenticate(self, name: str, password: str) -> bool:
+        assert self._users is not None
+        return await asyncio.to_thread(self._users.verify, name, password) is not None
+
+    def _shut(self) -> list[str]:
+        return [name for name, is_open in self.readings.doors.items() if not is_open]
+
+    # Life
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload()))
+        self._tasks: set[asyncio.Task[Any]] = set()
+        beat = asyncio.create_task(watchdog.beat(lambda: True))
+        carrying = asyncio.create_task(self.carrier.run(), name="carrier")
+        looking = asyncio.create_task(self._look_around(), name="look-around")
+        watchdog.ready()
+        log.info("ready", count=len(self.readings.doors))
+        self.ready.set()
+        stop = asyncio.create_task(self.stopping.wait())
+        done, _ = await asyncio.wait({stop, carrying, looking}, return_when=asyncio.FIRST_COMPLETED)
+        watchdog.stopping()
+        await self._stop(carrying, looking, beat, stop)
+        for task in done - {stop}:
+            task.result()  # a stage that ended by itself ended badly: say so with the exit code
+
+    async def _stop(self, carrying: asyncio.Task[None], *others: asyncio.Task[Any]) -> None:
+        """Stop: no new work at once, running sends may finish, what is cut off is written down (R31)."""
+        self.readings.doors = dict.fromkeys(self.readings.doors, False)
+        patience = self.configuration.limits.stop.total_seconds()
+        self.store.stop()
+        self.carrier.pause()
+        if self._smtp is not None:
+            await self._smtp.close(min(patience, LAST_WORDS))
+        if not await self.carrier.idle(patience):
+            self.store.abort()
+            await self.carrier.idle(LAST_WORDS)
+        for task in (carrying, *others, *self._tasks):
+            task.cancel()
+        await asyncio.gather(carrying, *others, *self._tasks, return_exceptions=True)
+
+    def _start(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look_around(self) -> None:
+        due = dict.fromkeys(("reissue", "purge", "prove"), datetime.now(UTC))
+        due["prove"] += timedelta(minutes=5)
+        while True:
+            try:
+                await self._look_once(due)
+            except (GatewayError, OSError) as error:
+                log.error("look_failed", exception=type(error).__name__)  # noqa: TRY400
+            await asyncio.sleep(LOOK_AROUND)
+
+    async def _look_once(self, due: dict[str, datetime]) -> None:
+        now = datetime.now(UTC)
+        self.readings.free_bytes = self.spool.free()
+        low = self.readings.free_bytes < self.receive.floor
+
+        def note(connection: Connection) -> None:
+            janitor.note_late(connection, now)
+            janitor.note_room(connection, now, low=low)
+
+        await self.ledger.write(note)
+        self.readings.census = await self.ledger.read(lambda c: inventory.census(c, now, self.configuration.ae))
+        self.readings.heartbeat = now.timestamp()
+        for one in await self.ledger.read(notices.untold):
+            await self.pager.page(one)
+            await self.ledger.write(partial(notices.told, one=one))
+        await self._chores(due, now)
+
+    async def _chores(self, due: dict[str, datetime], now: datetime) -> None:
+        limits = self.configuration.limits
+        if _is_due(due, "reissue", now, REISSUE_EVERY):
+            await self.janitor.reissue(now)
+        if _is_due(due, "purge", now, PURGE_EVERY):
+            await self.janitor.purge(now, limits.retention, limits.remember)
+            await self.janitor.sweep(now)
+        if _is_due(due, "prove", now, PROVE_EVERY):
+            await self.janitor.prove(now)
+
+    # What a person asks of the running daemon
+
+    async def _perform(self, verb: str, arguments: Mapping[str, Any], who: str) -> dict[str, Any]:
+        name = arguments.get("ae")
+        if name is not None and name not in self.configuration.ae:
+            raise GatewayError(
+                f"there is no destination {name}", hint=f"configured: {', '.join(self.configuration.ae)}"
+            )
+        blobs = await self.ledger.write(lambda c: control.change(c, verb, arguments, who))
+        for blob in blobs:
+            await asyncio.to_thread(self.spool.remove, blob)
+        log.info("operator", verb=verb, id=arguments.get("id"))
+        return await self.ledger.read(lambda c: control.describe(c, arguments))
+
+    async def _reload(self) -> None:
+        """Take over routes, partners, destinations, certificates and users; a bad file changes nothing (R32)."""
+        watchdog.reloading()
+        try:
+            new = await asyncio.to_thread(load, self.configuration.source)
+            blocking = [one for one in advice(new) if one.blocks]
+            if blocking:
+                raise ConfigurationError(f"{blocking[0].key}: {blocking[0].what}")
+            await self._take_over(new)
+        except GatewayError as error:
+            log.error("reload_refused", reason=error.text)  # noqa: TRY400
+        finally:
+            watchdog.ready()
+
+    async def _take_over(self, new: Configuration) -> None:
+        old, now = self.configuration, datetime.now(UTC)
+        if self._smtp is not None and new.smtp is not None and new.smtp.certificate and new.smtp.key_file:
+            self._smtp.tls = server_tls(new.smtp.certificate, new.smtp.key_file)
+        if self._users is not None:
+            self._users.load()
+        for key in restart_needed(old, new):
+            log.warning("needs_restart", key=key)
+        self.configuration = new
+        self.receive.reload(new)
+        self.store.reload(new)
+        await self.ledger.write(lambda c: deliveries.orphan(c, new.ae, now))
+        await self.janitor.reissue(now)
+        log.info("reloaded")
+
+
+def _begin(connection: Connection, now: datetime) -> bool:
+    """Write down that a life begins; tell whether the last one ended uncleanly, and count its crashes."""
+    crashed = connection.scalar(select(fact.c.value).where(fact.c.name == _RUNNING)) is not None
+    running = tickets.restart(connection, now)
+    if crashed:
+        reading = [key.partition(":")[2] for key in running if key.startswith("receive:")]
+        messages.count_crashes(connection, reading, now)
+        connection.execute(delete(fact).where(fact.c.name == _RUNNING))
+    connection.execute(insert(fact).values(name=_RUNNING, value=now.isoformat()))
+    return crashed
+
+
+def _is_due(due: dict[str, datetime], name: str, now: datetime, every: timedelta) -> bool:
+    # A clock that went back must not postpone a chore for as long as it went (R29).
+    if due[name] - now > every:
+        due[name] = now
+    if now < due[name]:
+        return False
+    due[name] = now + every
+    return True

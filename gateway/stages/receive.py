@@ -1,0 +1,266 @@
+"""RECEIVE: takes custody of a message, reads it, and decides where its instances go.
+
+Custody is taken here: the bytes are synced and the row is committed before anybody says yes (R1, SMTP-1). Reading is
+later work, in a process of its own; the original is kept untouched, so that everything can be read again (R9).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from gateway.config import Configuration
+from gateway.core import header, routing
+from gateway.core.reader import Rules
+from gateway.errors import GatewayError, LowDiskError, RefusedError, WorkerError
+from gateway.ledger import messages
+from gateway.ledger.ledger import Ledger
+from gateway.ledger.spool import Draft, Spool
+from gateway.model import Digest, Direction, Envelope, Finding, Instance, Outcome, Reading, Severity, Span, Stage
+
+log = structlog.get_logger(__name__)
+
+POISON: Final = 3
+"""Crashes with the same message after which it is held: a poisonous mail must not stop the gateway for ever."""
+
+STRANGE: Final = 3
+"""Failures nobody foresaw after which a message is held; before that they are taken for temporary."""
+
+NEXT_TRY: Final = timedelta(seconds=30)
+
+RunWorker = Callable[[Span, Rules, Path], Awaitable[Reading]]
+"""Runs the File-set Reader somewhere it can do no harm."""
+
+
+def book(configuration: Configuration) -> routing.Book:
+    """Write the route book of a configuration: its partners, its inbound routes, our own addresses."""
+    partners = tuple(
+        routing.Partner(name, one.address, one.accept, one.peers, one.smtp_user, one.phone)
+        for name, one in configuration.partner.items()
+    )
+    routes = tuple(
+        routing.Route(one.name, one.from_, one.to, one.mailbox, one.store, one.urgent, one.late)
+        for one in configuration.route
+        if one.store
+    )
+    own = [configuration.gateway.postmaster, f"postmaster@{configuration.gateway.name}"]
+    if configuration.relay is not None:
+        own.append(configuration.relay.sender)
+    return routing.Book(partners, routes, tuple(own))
+
+
+def rules(configuration: Configuration) -> Rules:
+    """What the reader may do, from the limits."""
+    limits = configuration.limits
+    return Rules(
+        parts=limits.parts,
+        depth=limits.depth,
+        header=limits.header,
+        instance=limits.instance,
+        unpacked=limits.unpacked,
+        ratio=limits.ratio,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What follows from a reading: the code for which the whole message is refused or held, if any."""
+
+    refused: str | None = None
+    held: str | None = None
+
+
+def judge(reading: Reading, decision: routing.Decision) -> Verdict:
+    """Decide about a message that was read: a report is no study; a partner's mail without DICOM needs a person."""
+    if reading.instances and decision.routes:
+        return Verdict()
+    if reading.kind == "partial":
+        return Verdict(held="fragment-not-joined")
+    if reading.kind == "report" or not decision.routes or decision.partner is None:
+        return Verdict(refused="not-dicom")
+    return Verdict(held="no-dicom")
+
+
+def without_repetitions(reading: Reading) -> Reading:
+    """Leave out an instance that the same message holds twice, with a finding: it is stored once (AMB-23)."""
+    seen: dict[tuple[str, str, str], str] = {}
+    kept: list[Instance] = []
+    findings: list[Finding] = []
+    for one in reading.instances:
+        first = seen.setdefault((one.sop_instance, one.transfer_syntax, one.data_set_sha256), one.part)
+        if first == one.part:
+            kept.append(one)
+        else:
+            findings.append(
+                Finding("instance-repeated", Severity.INFO, one.part, f"the same instance as in part {first}")
+            )
+    if not findings:
+        return reading
+    return replace(reading, instances=tuple(kept), findings=(*reading.findings, *findings))
+
+
+class Receive:
+    """The stage, behind every door.
+
+    Args:
+        configuration: In force now; replaced by ``reload``.
+        ledger: The tables.
+        spool: The bytes.
+        read: Runs the File-set Reader.
+    """
+
+    def __init__(self, configuration: Configuration, ledger: Ledger, spool: Spool, read: RunWorker) -> None:
+        self.ledger = ledger
+        self.spool = spool
+        self._read = read
+        self.reload(configuration)
+
+    def reload(self, configuration: Configuration) -> None:
+        """Use another configuration for what comes from now on."""
+        self.configuration = configuration
+        self.book = book(configuration)
+
+    # What a door needs
+
+    def admits(self, recipient: str) -> bool:
+        """Whether mail for this address is taken (SMTP-10)."""
+        return routing.admits(self.book, recipient)
+
+    def demand_room(self, size: int) -> None:
+        """Raise LowDiskError when a message of this size has no room (R5). Its instances need room too."""
+        self.spool.demand(self.floor + 2 * size)
+
+    @property
+    def floor(self) -> int:
+        """Free bytes below which nothing new is taken in."""
+        return self.configuration.limits.free_space_floor(self.spool.capacity)
+
+    def draft(self) -> Draft:
+        """Begin the file that a message is written to."""
+        return self.spool.draft()
+
+    async def accept(self, envelope: Envelope, draft: Draft, digest: Digest) -> str:
+        """Take custody of a message and return its queue id.
+
+        Raises:
+            RefusedError: Its sender is unknown, or it loops; nothing was kept.
+            LowDiskError: There is no room; nothing was kept.
+            OSError: The disk did not take it; nothing was kept.
+            LedgerError: The ledger did not take it; the peer must try again.
+        """
+        now = datetime.now(UTC)
+        fields = header.parse(digest.header)
+        try:
+            decision = routing.decide(self.book, envelope, fields, self.configuration.gateway.name)
+            self.demand_room(0)
+        except (RefusedError, LowDiskError):
+            draft.discard()
+            raise
+        key = messages.new_id(Direction.IN, now)
+        blob = await self.spool.commit(draft, ".eml")
+        arrival = messages.Arrival(
+            key,
+            blob,
+            digest.size,
+            digest.sha256,
+            digest.body_sha256,
+            envelope,
+            fields,
+            decision,
+            now,
+            time.monotonic() - draft.began,
+        )
+        remember = self.configuration.limits.remember
+        first = await self.ledger.write(lambda c: messages.accept(c, arrival, remember))
+        log.info("accepted", id=key, size=digest.size, door=envelope.door, duplicate_of=first)
+        return key
+
+    # What the carrier calls
+
+    async def look(self, key: str) -> datetime | None:
+        """Do what a message in RECEIVE wants; return when to look again.
+
+        Whatever goes wrong for an unknown reason is tried again, three times, and then held for a person.
+        """
+        row = await self.ledger.read(lambda c: messages.get(c, key))
+        if row is None or row.outcome is not Outcome.WAITING or row.stage is not Stage.RECEIVE:
+            return None
+        if row.crashes >= POISON:
+            await self._hold(key, "poison", f"the gateway stopped {row.crashes} times while reading it")
+            return None
+        try:
+            return await self._receive(row)
+        except (GatewayError, OSError) as error:
+            return await self._failed(row, error)
+
+    async def _receive(self, row: messages.Row) -> datetime | None:
+        fields = header.parse(self._head(row))
+        try:
+            decision = routing.decide(self.book, row.envelope, fields, self.configuration.gateway.name)
+        except RefusedError:
+            # It was welcome when it came; the configuration has changed since.
+            await self._hold(row.id, "no-route", "no route takes it any more")
+            return None
+        if decision.routes and decision.partner is not None and decision.partner.accept != "any":
+            accept = decision.partner.accept
+            text = f"{decision.partner.name} must protect its mail ({accept}), which cannot be checked yet"
+            await self._hold(row.id, "protection-not-checked", text)
+            return None
+        began = time.monotonic()
+        draft = self.spool.draft()
+        try:
+            message = Span(self.spool.path(row.blob), 0, row.size)
+            reading = without_repetitions(await self._read(message, rules(self.configuration), draft.path))
+        except BaseException:
+            draft.discard()
+            raise
+        await self._decide(row, decision, reading, draft, began)
+        return None
+
+    async def _decide(
+        self, row: messages.Row, decision: routing.Decision, reading: Reading, draft: Draft, began: float
+    ) -> None:
+        verdict = judge(reading, decision)
+        blob = None
+        if reading.instances and decision.routes:
+            blob = await self.spool.commit(draft, ".dcm")
+        else:
+            draft.discard()
+        seconds = time.monotonic() - began
+        read = messages.Read(reading, blob, decision.destinations, verdict.refused, verdict.held, seconds)
+        now = datetime.now(UTC)
+        taken = await self.ledger.write(lambda c: messages.decide(c, row.id, read, now))
+        if not taken and blob is not None:
+            self.spool.remove(blob)  # a person was quicker
+        log.info("read", id=row.id, kind=reading.kind, instances=len(reading.instances), seconds=round(seconds, 3))
+
+    def _head(self, row: messages.Row) -> bytes:
+        with self.spool.path(row.blob).open("rb") as file:
+            return file.read(min(row.size, self.configuration.limits.header))
+
+    async def _failed(self, row: messages.Row, error: Exception) -> datetime | None:
+        now = datetime.now(UTC)
+        name = type(error).__name__
+        text = error.text if isinstance(error, WorkerError) else f"reading failed: {name}"
+        log.warning("receive_failed", id=row.id, exception=name)
+        if isinstance(error, FileNotFoundError):
+            await self._hold(row.id, "bytes-missing", "its bytes are gone from the spool")
+            return None
+        if isinstance(error, LowDiskError) or (isinstance(error, OSError) and not isinstance(error, TimeoutError)):
+            # The disk is full or ill: that is no fault of the message, so it does not count against it (R5).
+            return now + NEXT_TRY
+        if await self.ledger.write(lambda c: messages.count_try(c, row.id, text, now)) >= STRANGE:
+            await self._hold(row.id, "unreadable", f"{text}, {STRANGE} times")
+            return None
+        return now + NEXT_TRY
+
+    async def _hold(self, key: str, code: str, text: str) -> None:
+        now = datetime.now(UTC)
+        await self.ledger.write(lambda c: messages.hold(c, key, code, text, now))
+        log.warning("held", id=key, code=code)
