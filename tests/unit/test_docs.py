@@ -131,7 +131,8 @@ def test_every_metric_is_described_in_its_own_words() -> None:
     for metric in every.collect():
         total = "_total" if metric.type == "counter" else ""
         exist[f"{metric.name.removeprefix('dicom_mail_')}{total}"] = metric.documentation
-    said = dict(re.findall(r"^\| `(\w+)` \| ([A-Z].*) \|$", MONITORING, re.MULTILINE))
+    table = MONITORING.partition("## Metrics")[2].partition("\n## ")[0]
+    said = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
     assert set(said) == set(exist)
     assert [name for name, text in said.items() if not exist[name].startswith(text.rstrip("."))] == []
 
