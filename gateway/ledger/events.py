@@ -8,6 +8,8 @@ from sqlalchemy import Connection, insert
 
 from gateway.ledger.tables import event
 
+_APPEND = insert(event)
+
 
 def tell(
     connection: Connection,
@@ -31,4 +33,4 @@ def tell(
         who: The person or peer that caused it, when it was not the gateway.
     """
     values = {"at": at, "kind": kind, "text": text, "message": message, "destination": destination, "who": who}
-    connection.execute(insert(event).values(values))
+    connection.execute(_APPEND, values)

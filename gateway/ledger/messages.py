@@ -6,9 +6,9 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, overload
+from typing import Any, Final, overload
 
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
 from gateway.core.routing import Decision
 from gateway.ledger import tickets
@@ -88,7 +88,7 @@ def accept(connection: Connection, arrival: Arrival, remember: timedelta) -> str
     if first is not None:
         values |= {"duplicate_of": first.id, "outcome": first.outcome, "code": first.code, "stage": first.stage}
         values |= {"closed_at": first.closed_at, "late_at": None}
-    connection.execute(insert(message).values(values))
+    connection.execute(_INSERT, values)
     whom = decision.partner.name if decision.partner else "a sender without a partner entry"
     tell(
         connection,
@@ -121,20 +121,28 @@ def _plain(text: str | None) -> str | None:
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
 
 
+_INSERT: Final = insert(message)
+_FIRST: Final = (
+    select(message.c.id, message.c.outcome, message.c.code, message.c.stage, message.c.closed_at)
+    .where(
+        message.c.message_id == bindparam("same_id"),
+        message.c.body_sha256 == bindparam("same_body"),
+        message.c.duplicate_of.is_(None),
+        message.c.received_at > bindparam("since"),
+        message.c.direction == Direction.IN,
+    )
+    .order_by(message.c.received_at)
+    .limit(1)
+)
+"""Built once, as everything that runs for each message: building a statement costs more than running it."""
+
+
 def _first_of(connection: Connection, arrival: Arrival, remember: timedelta) -> Any:
     if arrival.header.message_id is None:
         return None
-    same = (message.c.message_id == _plain(arrival.header.message_id)) & (message.c.body_sha256 == arrival.body_sha256)
-    columns = (message.c.id, message.c.outcome, message.c.code, message.c.stage, message.c.closed_at)
-    since = arrival.at - remember
-    return connection.execute(
-        select(*columns)
-        .where(
-            same, message.c.duplicate_of.is_(None), message.c.received_at > since, message.c.direction == Direction.IN
-        )
-        .order_by(message.c.received_at)
-        .limit(1)
-    ).one_or_none()
+    same_id = _plain(arrival.header.message_id)
+    wanted = {"same_id": same_id, "same_body": arrival.body_sha256, "since": arrival.at - remember}
+    return connection.execute(_FIRST, wanted).one_or_none()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, case, delete, false, func, or_, select, update
+from sqlalchemy import Connection, Table, bindparam, case, delete, false, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway.ledger.ledger import Ledger
@@ -45,23 +45,29 @@ class Kind:
     at_once: int
 
 
-def put(connection: Connection, key: str, due: datetime) -> None:
-    """Want a look at a row, no later than ``due``; a ticket that runs now is looked at once more after it ends."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    earlier = case((ticket.c.due < due, ticket.c.due), else_=due)
-    statement = insert(ticket).values(key=key, due=due, running=False)
-    statement = statement.on_conflict_do_update(
+def _upsert(insert: Callable[[Table], Any]) -> Any:
+    new = insert(ticket).values(key=bindparam("key"), due=bindparam("due"), running=False)
+    wanted = new.excluded.due
+    return new.on_conflict_do_update(
         index_elements=[ticket.c.key],
         set_={
-            "due": case((ticket.c.running, ticket.c.due), else_=earlier),
+            "due": case((ticket.c.running, ticket.c.due), (ticket.c.due < wanted, ticket.c.due), else_=wanted),
             "again": case(
                 (~ticket.c.running, None),
-                (or_(ticket.c.again.is_(None), ticket.c.again > due), due),
+                (or_(ticket.c.again.is_(None), ticket.c.again > wanted), wanted),
                 else_=ticket.c.again,
             ),
         },
     )
-    connection.execute(statement)
+
+
+_PUT: Final = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgresql.insert)}
+"""Built once: the door puts a ticket for every message, and building a statement costs more than running it."""
+
+
+def put(connection: Connection, key: str, due: datetime) -> None:
+    """Want a look at a row, no later than ``due``; a ticket that runs now is looked at once more after it ends."""
+    connection.execute(_PUT[connection.dialect.name], {"key": key, "due": due})
     connection.info["ticket"] = True
 
 
@@ -94,17 +100,22 @@ def claim(connection: Connection, now: datetime, kind: str, most: int) -> list[s
     return list(connection.scalars(statement))
 
 
+_AGAIN: Final = select(ticket.c.again).where(ticket.c.key == bindparam("mine"))
+_END: Final = delete(ticket).where(ticket.c.key == bindparam("mine"))
+_READY: Final = (
+    update(ticket).where(ticket.c.key == bindparam("mine")).values(running=False, due=bindparam("next"), again=None)
+)
+
+
 def finish(connection: Connection, key: str, again: datetime | None) -> None:
     """End a look: the ticket goes, or is due again when the handler or somebody else wants it."""
-    wanted = connection.scalar(select(ticket.c.again).where(ticket.c.key == key))
+    wanted = connection.scalar(_AGAIN, {"mine": key})
     moments = [moment for moment in (wanted, again) if moment is not None]
     if moments:
-        connection.execute(
-            update(ticket).where(ticket.c.key == key).values(running=False, due=min(moments), again=None)
-        )
+        connection.execute(_READY, {"mine": key, "next": min(moments)})
         connection.info["ticket"] = True
     else:
-        connection.execute(delete(ticket).where(ticket.c.key == key))
+        connection.execute(_END, {"mine": key})
 
 
 def next_due(connection: Connection, kinds: Iterable[str]) -> datetime | None:
