@@ -2,8 +2,8 @@
 
     python tests/bench/reading.py [--quick]
 
-It builds a message of 300 CT-like instances (216 MB) and reads it three ways, interleaved: the reader (hash, PS3.10 check
-and data set walk included, no fsync), ``ripmime``, and ``base64 -d`` of the same bodies. Only the ratios mean something.
+It builds a message of 300 CT-like instances (216 MB) and reads it three ways, in turn: the reader (hash, PS3.10
+check and data set walk included, no fsync), ``ripmime``, and ``base64 -d`` of the same bodies. Only ratios count.
 Bars: at least 3 times ripmime and 1.2 times base64; at most 24 MB over idle, whatever the size; time per MB the same
 from 1 MB to 2 GB and from 1 part to 5000.
 """
