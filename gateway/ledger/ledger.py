@@ -12,6 +12,7 @@ was acknowledged when the power goes. Several nodes: the same tables on PostgreS
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -70,8 +71,9 @@ class Lock:
                 f"the data folder {folder} is in use by process {owner or 'unknown'}",
                 hint="one gateway owns a data folder; stop the other one first",
             ) from None
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):  # it is for people; a full disk must not keep the queue from draining
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
         """Give the folder back."""
@@ -108,6 +110,8 @@ class Ledger:
             LedgerError: The database did not take it; nothing of the change was kept.
             Exception: Whatever the change itself raised; nothing of it was kept.
         """
+        if not self._writer.is_alive():
+            raise LedgerError("the ledger is closed")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         self._changes.put(_Change(change, done, loop))
@@ -115,11 +119,18 @@ class Ledger:
         return await asyncio.shield(done)
 
     async def read(self, question: Callable[[Connection], T]) -> T:
-        """Ask a question on a connection of its own; it sees what was committed before."""
+        """Ask a question on a connection of its own; it sees what was committed before, all of the same moment.
+
+        Raises:
+            LedgerError: The database did not answer.
+        """
 
         def ask() -> T:
-            with self.engine.connect() as connection:
-                return question(connection)
+            try:
+                with self.engine.connect() as connection:
+                    return question(connection)
+            except SQLAlchemyError as error:
+                raise LedgerError(f"the ledger did not answer: {type(error).__name__}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, ask)
 
@@ -156,8 +167,9 @@ class Ledger:
                     self._commit(connection, [change])
                 return
             results = [_told(error)]
-        loop = batch[0].loop
-        loop.call_soon_threadsafe(self._settle, batch, results, connection.info.pop("ticket", False))
+        woken = connection.info.pop("ticket", False)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for an answer any more
+            batch[0].loop.call_soon_threadsafe(self._settle, batch, results, woken)
 
     def _settle(self, batch: list[_Change], results: list[Any], woken: bool) -> None:
         for change, result in zip(batch, results, strict=True):
@@ -196,9 +208,9 @@ def connect(url: str) -> Engine:
     """
     logging.getLogger("alembic").setLevel(logging.CRITICAL)
     engine = create_engine(url, hide_parameters=True)
-    if engine.dialect.name == "sqlite":
-        _prepare_sqlite(engine, Path(engine.url.database or ""))
     try:
+        if engine.dialect.name == "sqlite":
+            _prepare_sqlite(engine, Path(engine.url.database or ""))
         with engine.connect() as connection:
             migrate(connection)
     except SQLAlchemyError as error:
