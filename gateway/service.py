@@ -194,17 +194,11 @@ class Service:
         stack.push_async_callback(socket.close)
         registry = metrics.registry(self.readings, lambda: self._smtp.counters if self._smtp else None)
         if (console := configuration.console) is not None:
-            await self._open_http(
-                stack,
-                HttpDoor(
-                    "console",
-                    console.listen,
-                    registry=registry,
-                    ready=self._shut,
-                    certificate=console.certificate,
-                    key_file=console.key_file,
-                ),
-            )
+            tls = None
+            if console.certificate is not None and console.key_file is not None:
+                tls = server_tls(console.certificate, console.key_file)
+            door = HttpDoor("console", console.listen, registry=registry, ready=self._shut, tls=tls)
+            await self._open_http(stack, door)
         if configuration.metrics is not None:
             door = HttpDoor("metrics", configuration.metrics.listen, registry=registry, ready=self._shut)
             await self._open_http(stack, door)
@@ -348,7 +342,7 @@ class Service:
                 raise ConfigurationError(f"{blocking[0].key}: {blocking[0].what}")
             await self._take_over(new)
         except GatewayError as error:
-            log.error("reload_refused", reason=error.text)  # noqa: TRY400
+            log.error("reload_refused", exc_info=error)  # noqa: TRY400
         finally:
             watchdog.ready()
 
