@@ -6,16 +6,13 @@ line each on standard error. What a verb needs is imported inside it, so that ``
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
 import json
 import os
-import shutil
 import sys
-import tempfile
 import traceback
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, cast
@@ -319,32 +316,17 @@ def read(
     configuration; with one it uses its limits, routes and partners. The exit code is 1 when a mail would be held.
     """
     configuration = _configuration_if_any(context, config)
-    from gateway import service, story
+    from gateway import preview, story
 
-    with _messages(source) as files:
-        named = list(zip(files, service.read(configuration, files), strict=True))
-    folder = Path(source).is_dir()
+    document = preview.read(source, configuration)
     if as_json:
-        _print_json({"messages": [{"file": file.name, **one} for file, one in named]} if folder else dict(named[0][1]))
+        _print_json(document)
+    elif "messages" in document:
+        for one in document["messages"]:
+            _show(story.plain(one["file"]), story.reading(one))
     else:
-        for file, one in named:
-            _show(*([story.plain(file.name)] if folder else []), story.reading(one))
-    return 1 if any(one["outcome"] == Outcome.HELD for _, one in named) else 0
-
-
-@contextlib.contextmanager
-def _messages(source: str) -> Iterator[list[Path]]:
-    """The files that are meant, in order."""
-    if source == "-":
-        with tempfile.NamedTemporaryFile(prefix="dicom-mail-") as file:  # mode 0600
-            shutil.copyfileobj(sys.stdin.buffer, file)
-            file.flush()
-            yield [Path(file.name)]
-        return
-    path = Path(source)
-    if not path.exists():
-        raise UsageError(f"no file or folder {path}")
-    yield sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
+        _show(story.reading(document))
+    return GatewayError.exit_code if preview.needs_a_person(document) else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------

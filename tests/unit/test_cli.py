@@ -4,7 +4,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -403,79 +403,68 @@ def test_echo_refuses_nobody(arguments: list[str], said: str, config: str, capsy
 
 
 @pytest.fixture
-def reader(service: ModuleType) -> list[tuple[Configuration | None, list[Path]]]:
-    """A reader that remembers what it was handed; a file's text is the outcome it gets."""
-    seen: list[tuple[Configuration | None, list[Path]]] = []
+def preview(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Configuration | None]]:
+    """A dry run that remembers what it was handed; the name of the source is the outcome it gets."""
+    seen: list[tuple[str, Configuration | None]] = []
 
-    def read(configuration: Configuration | None, files: Sequence[Path]) -> Iterable[dict[str, Any]]:
-        seen.append((configuration, list(files)))
-        return [READING | {"outcome": file.read_text().strip()} for file in files]
+    def read(source: str, configuration: Configuration | None) -> dict[str, Any]:
+        seen.append((source, configuration))
+        if source == "folder":
+            return {"messages": [{"file": name, **READING, "outcome": name} for name in ("delivered", "held")]}
+        return READING | {"outcome": source}
 
-    service.read = read  # type: ignore[attr-defined]  # a stand-in has what a test gives it
+    module = ModuleType("gateway.preview")
+    module.read = read  # type: ignore[attr-defined]  # a stand-in has what a test gives it
+    module.needs_a_person = lambda document: "held" in str(document)  # type: ignore[attr-defined]  # a stand-in
+    monkeypatch.setitem(sys.modules, "gateway.preview", module)
+    monkeypatch.setattr("gateway.preview", module, raising=False)
     return seen
 
 
 def test_read_shows_one_message(
-    reader: list[Any], config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    preview: list[tuple[str, Configuration | None]], config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In words, or as one JSON document."""
-    (tmp_path / "a.eml").write_text("delivered")
-    assert cli.perform(["read", str(tmp_path / "a.eml"), "--config", config]) == 0
+    assert cli.perform(["read", "delivered", "--config", config]) == 0
     assert "This would be delivered" in capsys.readouterr().out
-    assert cli.perform(["read", str(tmp_path / "a.eml"), "--config", config, "--json"]) == 0
+    assert cli.perform(["read", "delivered", "--config", config, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == READING | {"outcome": "delivered"}
-    assert reader[0][0] is not None
+    assert preview[0][1] is not None
+    assert preview[0][1].source == Path(config)
 
 
-def test_read_ends_with_one_when_the_mail_would_be_held(reader: list[Any], tmp_path: Path) -> None:
+def test_read_ends_with_one_when_the_mail_would_be_held(preview: list[tuple[str, Configuration | None]]) -> None:
     """So that a script can tell; refused mail is a decision and no failure."""
-    (tmp_path / "a.eml").write_text("held")
-    assert cli.perform(["read", str(tmp_path / "a.eml")]) == 1
-    (tmp_path / "a.eml").write_text("refused")
-    assert cli.perform(["read", str(tmp_path / "a.eml")]) == 0
-    assert len(reader) == 2
+    assert cli.perform(["read", "held"]) == 1
+    assert cli.perform(["read", "refused"]) == 0
+    assert [source for source, _ in preview] == ["held", "refused"]
 
 
-def test_read_takes_a_folder(reader: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every file in it, in order, each with its name."""
-    folder = tmp_path / "mails"
-    (folder / "inner").mkdir(parents=True)
-    for name, outcome in (("b.eml", "held"), ("a.eml", "delivered")):
-        (folder / name).write_text(outcome)
-    assert cli.perform(["read", str(folder), "--json"]) == 1
+@pytest.mark.usefixtures("preview")
+def test_read_shows_every_message_of_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each with its name."""
+    assert cli.perform(["read", "folder", "--json"]) == 1
     messages = json.loads(capsys.readouterr().out)["messages"]
-    assert [(one["file"], one["outcome"]) for one in messages] == [("a.eml", "delivered"), ("b.eml", "held")]
-    assert cli.perform(["read", str(folder)]) == 1
-    assert "a.eml\nThis would be delivered" in capsys.readouterr().out
-    assert reader[0][1] == [folder / "a.eml", folder / "b.eml"]
+    assert [(one["file"], one["outcome"]) for one in messages] == [("delivered", "delivered"), ("held", "held")]
+    assert cli.perform(["read", "folder"]) == 1
+    assert "held\nThis would be held" in capsys.readouterr().out
 
 
-def test_read_takes_standard_input(
-    reader: list[tuple[Configuration | None, list[Path]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Through a file of its own, that is gone afterwards."""
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"delivered")))
+def test_read_takes_standard_input(preview: list[tuple[str, Configuration | None]]) -> None:
+    """A dash is a source and no option."""
     assert cli.perform(["read", "-"]) == 0
-    assert not reader[0][1][0].exists()
+    assert preview[0][0] == "-"
 
 
 def test_read_works_without_a_configuration_unless_one_is_named(
-    reader: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    preview: list[tuple[str, Configuration | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name that leads nowhere is an error all the same."""
-    (tmp_path / "a.eml").write_text("delivered")
     monkeypatch.setattr("gateway.config.file.DEFAULT_PATH", tmp_path / "no.toml")
-    assert cli.perform(["read", str(tmp_path / "a.eml")]) == 0
-    assert reader[0][0] is None
+    assert cli.perform(["read", "delivered"]) == 0
+    assert preview[0][1] is None
     monkeypatch.setenv("DICOM_MAIL_CONFIG", str(tmp_path / "no.toml"))
-    assert cli.perform(["read", str(tmp_path / "a.eml")]) == 2
-
-
-def test_read_names_a_file_that_is_not_there(service: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line, exit code 2."""
-    assert cli.perform(["read", "no.eml"]) == 2
-    assert capsys.readouterr().err == "dicom-mail: no file or folder no.eml\n"
-    assert not hasattr(service, "read")
+    assert cli.perform(["read", "delivered"]) == 2
 
 
 # The queue
