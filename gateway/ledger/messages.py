@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, overload
@@ -375,15 +375,25 @@ def _instance_values(key: str, number: int, one: Instance) -> dict[str, Any]:
     }
 
 
-def _delivery_values(
-    key: str, instances: Sequence[Instance], destinations: Sequence[str], clashes: set[str], now: datetime
-) -> Iterable[dict[str, Any]]:
+def held_codes(instances: Sequence[Instance], clashes: Collection[str] = ()) -> Iterator[str | None]:
+    """Say of each instance of a message for which code it is held; None when it may be sent.
+
+    Args:
+        instances: As read.
+        clashes: SOP Instance UIDs that are known with other content (R11).
+    """
     content: dict[str, tuple[str, str]] = {}
-    for number, one in enumerate(instances, 1):
+    for one in instances:
         # Within one message too, a UID that comes with two contents is nobody's to choose from (AMB-23).
         known = content.setdefault(one.sop_instance, (one.transfer_syntax, one.data_set_sha256))
         clash = one.sop_instance in clashes or known != (one.transfer_syntax, one.data_set_sha256)
-        code = one.held or ("uid-reused" if clash else None)
+        yield one.held or ("uid-reused" if clash else None)
+
+
+def _delivery_values(
+    key: str, instances: Sequence[Instance], destinations: Sequence[str], clashes: set[str], now: datetime
+) -> Iterable[dict[str, Any]]:
+    for number, code in enumerate(held_codes(instances, clashes), 1):
         state = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
         if code is None:
             state = {"outcome": Outcome.WAITING, "code": None, "next_attempt": now, "closed_at": None}
