@@ -82,7 +82,7 @@ def test_addresses_that_can_be_read_in_two_ways_are_none(value: str, found: list
         ('a/b; name="unclosed; id=1', "a/b", {"name": "unclosed; id=1"}),
         ("a/b; name=my file.dcm; name=second", "a/b", {"name": "my file.dcm"}),
         ("a/b; name*=utf-8''Plan%20f%C3%BCr.dcm", "a/b", {"name": "Plan für.dcm"}),
-        ('a/b; name*0*=utf-8\'\'Pl%C3%A4; name*1="ne.dcm"; id=X', "a/b", {"name": "Pläne.dcm", "id": "X"}),
+        ("a/b; name*0*=utf-8''Pl%C3%A4; name*1=\"ne.dcm\"; id=X", "a/b", {"name": "Pläne.dcm", "id": "X"}),
         ('a/b; name*0="Pla"; name*1="n.dcm"', "a/b", {"name": "Plan.dcm"}),
         ("a/b; name*=no-such-charset''x", "a/b", {"name": "x"}),
         ("a/b; name=plain; name*=utf-8''better", "a/b", {"name": "plain"}),

@@ -207,7 +207,9 @@ def test_encoded_messages_are_leaves(tmp_path: Path) -> None:
 
 def test_a_head_tells_what_classification_needs(tmp_path: Path) -> None:
     """The first of repeated fields holds."""
-    _, walked = walk(tmp_path, "Auto-Submitted: Auto-Replied; x\nSubject: s\nSubject: t\nContent-Disposition: a; filename=f\n\n")
+    _, walked = walk(
+        tmp_path, "Auto-Submitted: Auto-Replied; x\nSubject: s\nSubject: t\nContent-Disposition: a; filename=f\n\n"
+    )
     assert walked.head.auto_submitted == "auto-replied; x"
     assert walked.head.subject == "s"
     assert walked.head.filename == "f"
