@@ -7,7 +7,7 @@ import pytest
 from gateway.core import dicomdir, part10
 from gateway.core.dataset import Problem, Stored
 from gateway.core.dicomdir import Reference, check
-from tests.samples import data_set, dicom_file
+from tests.samples import data_set, dicom_file, element, item
 from tests.samples import dicomdir as sample
 
 
@@ -23,6 +23,13 @@ def test_references_are_read_from_the_records(defined: bool) -> None:
     """PATIENT records name no file."""
     file = sample([("IMG/IM1", "1.1"), ("IMG/IM2", "1.2")], defined=defined)
     assert read(file) == (Reference("IMG/IM1", "1.1"), Reference("IMG/IM2", "1.2"))
+
+
+def test_references_inside_a_record_are_none() -> None:
+    """An icon or a content sequence may repeat the tags."""
+    inner = element(0x00081199, "SQ", item(element(0x00041500, "CS", "DEEP")))
+    record = item(element(0x00041430, "CS", "IMAGE") + element(0x00041500, "CS", "TOP") + inner)
+    assert read(dicom_file(element(0x00041220, "SQ", record))) == (Reference("TOP", ""),)
 
 
 def test_a_directory_of_nothing_names_nothing() -> None:

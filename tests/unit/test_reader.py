@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core import reader
+from gateway.core import reader, transfer
 from gateway.core.findings import CODES, finding
 from gateway.model import DirectoryCheck, Fragment, OtherPart, Severity, Span
 from tests.samples import (
@@ -51,6 +51,16 @@ def test_instances_lie_behind_one_another_in_one_file(tmp_path: Path) -> None:
         assert instance.held is None
     assert (first.sop_class, first.transfer_syntax) == (CT, EXPLICIT)
     assert second.sop_instance == "1.2.3.5"
+
+
+def test_hashing_waits_for_nobody_and_nobody_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many blocks of many files, all on the second thread, in the right order."""
+    monkeypatch.setattr(reader, "_THREAD_PAYS", 1)
+    monkeypatch.setattr(transfer, "BLOCK", 50_000)
+    result = reading(tmp_path, mail(*[part(OTHER), part(FILE)] * 3))
+    assert [instance.sha256 for instance in result.instances] == [
+        hashlib.sha256(file).hexdigest() for file in (OTHER, FILE) * 3
+    ]
 
 
 def test_a_message_may_lie_anywhere_in_a_file(tmp_path: Path) -> None:
@@ -164,7 +174,7 @@ def test_a_file_over_the_limit_is_not_written(tmp_path: Path) -> None:
 
 
 def test_a_deflate_bomb_is_held(tmp_path: Path) -> None:
-    """ratio counts for a deflated data set."""
+    """Ratio counts for a deflated data set."""
     data = data_set(more=element(0x7FE00010, "OW", bytes(3_000_000)))
     bomb = dicom_file(data, meta(syntax=DEFLATED), syntax=DEFLATED)
     assert reading(tmp_path, mail(part(bomb)), ratio=5000).instances[0].held is None

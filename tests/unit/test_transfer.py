@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core import transfer
 
-DATA = random.Random(1).randbytes(5000)  # noqa: S311  # a fixed sample
+DATA = random.Random(1).randbytes(5000)  # a fixed sample
 
 
 def decode(folder: Path, body: bytes, encoding: str = "base64") -> tuple[bytes, set[str]]:
