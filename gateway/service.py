@@ -45,6 +45,9 @@ log = structlog.get_logger(__name__)
 READERS: Final = 1
 """Worker processes that read messages; the door and the lanes need the other core."""
 
+LOOKS: Final = 8
+"""Messages in RECEIVE at the same time: one is read while the others are fetched and written down."""
+
 LOOK_AROUND: Final = 5.0
 """Seconds between two looks for what is late, full or to be told."""
 
@@ -161,7 +164,7 @@ class Service:
             self.janitor = Janitor(self.ledger, self.spool)
             self.carrier = Carrier(
                 self.ledger,
-                {"receive": Kind(self.receive.look, 2 * READERS), "store": Kind(self.store.look, 1000)},
+                {"receive": Kind(self.receive.look, LOOKS), "store": Kind(self.store.look, 1000)},
             )
             await self._recover()
             await self._open(stack)
