@@ -6,6 +6,8 @@ later work, in a process of its own; the original is kept untouched, so that eve
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -34,6 +36,12 @@ STRANGE: Final = 3
 
 PROTECTION_NOT_CHECKED: Final = "protection-not-checked"
 """The code of a message whose partner asks for protection that nobody can check yet."""
+
+POLITE: Final = 1.0
+"""Seconds that reading steps back at most while messages are being taken in: their senders wait for an answer."""
+
+CALM: Final = 0.05
+"""Seconds without a message being taken in after which the burst is over."""
 
 NEXT_TRY: Final = timedelta(seconds=30)
 
@@ -129,6 +137,9 @@ class Receive:
         self.ledger = ledger
         self.spool = spool
         self._read = read
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._calm: asyncio.TimerHandle | None = None
         self.reload(configuration)
 
     def reload(self, configuration: Configuration) -> None:
@@ -164,6 +175,13 @@ class Receive:
             OSError: The disk did not take it; nothing was kept.
             LedgerError: The ledger did not take it; the peer must try again.
         """
+        self._bustle()
+        try:
+            return await self._accept(envelope, draft, digest)
+        finally:
+            self._bustle()
+
+    async def _accept(self, envelope: Envelope, draft: Draft, digest: Digest) -> str:
         now = datetime.now(UTC)
         fields = header.parse(digest.header)
         try:
@@ -204,10 +222,21 @@ class Receive:
         if row.crashes >= POISON:
             await self._hold(key, "poison", f"the gateway stopped {row.crashes} times while reading it")
             return None
+        await self._step_back()
         try:
             return await self._receive(row)
         except (GatewayError, OSError) as error:
             return await self._failed(row, error)
+
+    def _bustle(self) -> None:
+        self._quiet.clear()
+        if self._calm is not None:
+            self._calm.cancel()
+        self._calm = asyncio.get_running_loop().call_later(CALM, self._quiet.set)
+
+    async def _step_back(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), POLITE)
 
     async def _receive(self, row: messages.Row) -> datetime | None:
         fields = header.parse(self._head(row))
