@@ -6,15 +6,13 @@ line each on standard error. What a verb needs is imported inside it, so that ``
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import inspect
+import io
 import json
 import os
-import shutil
 import sys
-import tempfile
 import traceback
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, cast
@@ -86,12 +84,11 @@ class Verdict(StrEnum):
 # The way in and out
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
+def main() -> NoReturn:
     """Run one command and end the process with its exit code."""
-    code = perform(sys.argv[1:] if arguments is None else arguments)
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    sys.exit(code)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an old terminal shows a question mark, not an exception
+    sys.exit(perform(sys.argv[1:]))
 
 
 def perform(arguments: Sequence[str]) -> int:
@@ -106,7 +103,8 @@ def perform(arguments: Sequence[str]) -> int:
     except GatewayError as error:
         return _complain(str(error), error.exit_code)
     except _ClickError as error:
-        return _complain(f"{error.format_message()} (dicom-mail --help)", UsageError.exit_code)
+        command = error.ctx.command_path if error.ctx else "dicom-mail"
+        return _complain(f"{error.format_message()} ({command} --help)", UsageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last net: people get a line, not a traceback that may show data
@@ -186,9 +184,10 @@ def run(context: typer.Context, config: Config = None) -> int:
     SIGHUP takes over routes, partners, AEs, certificates and users; a bad file changes nothing. It does not start on
     a configuration that stands open or depends on what is not built yet: dicom-mail check says why.
     """
+    configuration = _configuration(context, config)
     from gateway import service
 
-    return service.run(_configuration(context, config))
+    return service.run(configuration)
 
 
 @app.command(epilog="Example: dicom-mail demo --pacs 127.0.0.1:4242:ORTHANC")
@@ -203,9 +202,10 @@ def demo(
     Use it first. It needs no configuration, no root and no network, mails real sample files to itself and shows how
     they become instances in a PACS.
     """
+    entity = _entity(pacs) if pacs else None
     from gateway import demo as show
 
-    return show.run(serve, _entity(pacs) if pacs else None)
+    return show.run(serve, entity)
 
 
 def _entity(text: str) -> ApplicationEntity:
@@ -244,7 +244,7 @@ def check(
         return code
     from gateway import service
 
-    return code or asyncio.run(_report(service.live_checks(configuration)))
+    return max(code, _report(service.live_checks(configuration)), key=_GRAVITY.index)
 
 
 @app.command(epilog="Example: dicom-mail echo pacs")
@@ -258,28 +258,37 @@ def echo(
 
     Use it when something waits and you want to know for whom. The exit code is 3 when somebody gives no answer.
     """
-    from gateway import service
-
     configuration = _configuration(context, config)
     if ae is not None and everybody:
         raise UsageError("expected either AE or --all")
     if ae is not None and ae not in configuration.ae:
         raise UsageError(f"there is no [ae.{ae}]", hint=f"known: {', '.join(configuration.ae) or 'none'}")
-    return asyncio.run(_report(service.echo(configuration, ae)))
+    from gateway import service
+
+    return _report(service.echo(configuration, ae))
 
 
-async def _report(checks: AsyncIterator[tuple[str, bool | None, str, str]]) -> int:
+_GRAVITY: Final = (0, PeerUnreachableError.exit_code, GatewayError.exit_code)
+"""Exit codes, the worst last."""
+
+
+def _report(checks: AsyncIterator[tuple[str, bool | None, str, str]]) -> int:
     """Print live checks as they come: True is ok, False a problem, None a peer that gives no answer."""
+    import asyncio
+
     from gateway import story
 
-    marks = {True: "ok", False: "problem", None: "no answer"}
-    seen: set[bool | None] = set()
-    async for subject, good, text, do in checks:
-        _show(story.verdict(marks[good], subject, text, do))
-        seen.add(good)
-    if False in seen:
-        return GatewayError.exit_code
-    return PeerUnreachableError.exit_code if None in seen else 0
+    marks = {True: ("ok", 0), None: ("no answer", _GRAVITY[1]), False: ("problem", _GRAVITY[2])}
+
+    async def report() -> int:
+        worst = 0
+        async for subject, good, text, do in checks:
+            mark, code = marks[good]
+            _show(story.verdict(mark, subject, text, do))
+            worst = max(worst, code, key=_GRAVITY.index)
+        return worst
+
+    return asyncio.run(report())
 
 
 @app.command()
@@ -306,33 +315,18 @@ def read(
     Use it to find out why a mail was held or refused, or what a partner really sends. It works without a
     configuration; with one it uses its limits, routes and partners. The exit code is 1 when a mail would be held.
     """
-    from gateway import service, story
-
     configuration = _configuration_if_any(context, config)
-    with _messages(source) as files:
-        named = list(zip(files, service.read(configuration, files), strict=True))
-    folder = Path(source).is_dir()
+    from gateway import preview, story
+
+    document = preview.read(source, configuration)
     if as_json:
-        _print_json({"messages": [{"file": file.name, **one} for file, one in named]} if folder else dict(named[0][1]))
+        _print_json(document)
+    elif "messages" in document:
+        for one in document["messages"]:
+            _show(story.plain(one["file"]), story.reading(one))
     else:
-        for file, one in named:
-            _show(*([story.plain(file.name)] if folder else []), story.reading(one))
-    return 1 if any(one["outcome"] == Outcome.HELD for _, one in named) else 0
-
-
-@contextlib.contextmanager
-def _messages(source: str) -> Iterator[list[Path]]:
-    """The files that are meant, in order."""
-    if source == "-":
-        with tempfile.NamedTemporaryFile(prefix="dicom-mail-") as file:  # mode 0600
-            shutil.copyfileobj(sys.stdin.buffer, file)
-            file.flush()
-            yield [Path(file.name)]
-        return
-    path = Path(source)
-    if not path.exists():
-        raise UsageError(f"no file or folder {path}")
-    yield sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
+        _show(story.reading(document))
+    return GatewayError.exit_code if preview.needs_a_person(document) else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -340,9 +334,10 @@ def _messages(source: str) -> Iterator[list[Path]]:
 
 
 def _call(context: typer.Context, config: Path | None, verb: str, **arguments: object) -> dict[str, Any]:
+    configuration = _configuration(context, config)
     from gateway import control
 
-    return control.call(_configuration(context, config), verb, **arguments)
+    return control.call(configuration, verb, **arguments)
 
 
 def _answer(document: dict[str, Any], as_json: bool, render: str) -> None:
@@ -358,6 +353,7 @@ def _answer(document: dict[str, Any], as_json: bool, render: str) -> None:
 @queue.command("list", epilog="Example: dicom-mail queue list --outcome held")
 def list_items(
     context: typer.Context,
+    *,
     outcome: Annotated[Outcome | None, typer.Option(help="Only what ended so, or waits.")] = None,
     stage: Annotated[Stage | None, typer.Option(help="Only what is in this stage.")] = None,
     partner: Annotated[str | None, typer.Option(metavar="P", help="Only what this partner sent or gets.")] = None,
@@ -554,3 +550,13 @@ for _name, _help in _UNBUILT:
         help=f"{_help} [dim]Not built yet.[/dim]",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(_refuse)
+
+
+def _reflow(text: str) -> str:
+    """Join the lines of each paragraph of a docstring, so that help is as wide as the terminal."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
+
+
+for _command in (*app.registered_commands, *queue.registered_commands, *user.registered_commands):
+    if _command.help is None and _command.callback is not None:
+        _command.help = _reflow(_command.callback.__doc__ or "")

@@ -174,11 +174,11 @@ def proof(document: Document) -> RenderableType:
     else:
         head = Text(f"All that was taken in is accounted for: {document['in']}.", style=_STYLES["ok"])
     outcomes = [str(outcome) for outcome in Outcome]
-    table = _table("unit", "in", "=", *outcomes, "unaccounted", "doubtful")
+    table = _table("unit", "in", "", *outcomes, "unaccounted", "doubtful")
     for unit, counts in (("messages, collections", document), ("instances, destinations", document["instances"])):
         row = [
             counts["in"],
-            "",
+            "=",
             *(counts[outcome] for outcome in outcomes),
             counts.get("unaccounted", ""),
             counts.get("doubtful", ""),

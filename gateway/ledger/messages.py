@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, overload
 
 from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
 from gateway.core.routing import Decision
 from gateway.ledger import tickets
-from gateway.ledger.events import tell
+from gateway.ledger.events import append, entry, tell
 from gateway.ledger.notices import close_notice, open_notice
 from gateway.ledger.tables import delivery, finding, instance, message
 from gateway.model import Direction, Envelope, Header, Instance, Outcome, Reading, Stage, first_problem
@@ -41,6 +41,7 @@ class Arrival:
         decision: What shall become of it.
         at: When its last byte came.
         seconds: From its first byte to its last.
+        known_since: A mail that came before this is not known again.
     """
 
     id: str
@@ -53,20 +54,50 @@ class Arrival:
     decision: Decision
     at: datetime
     seconds: float
+    known_since: datetime
 
 
-def accept(connection: Connection, arrival: Arrival, remember: timedelta) -> str | None:
-    """Take custody of a message: its row, its event, its ticket. Return the id of the first when it is a repetition.
+def accept(connection: Connection, arrivals: Sequence[Arrival]) -> list[str | None]:
+    """Take custody of messages: their rows, their events, their tickets.
 
     Only the same mail (equal Message-ID and body) is a repetition; it has the outcome of the first and is not read.
+
+    Returns:
+        For each the id of the first when it is a repetition, else None.
     """
-    first = _first_of(connection, arrival, remember)
+    firsts: list[str | None] = []
+    rows: list[dict[str, Any]] = []
+    story: list[dict[str, Any]] = []
+    fresh: dict[tuple[str | None, str], dict[str, Any]] = {}
+    for arrival in arrivals:
+        row = _row(arrival)
+        mark = (row["message_id"], arrival.body_sha256)
+        first = _first_of(connection, row, arrival.known_since) or (fresh.get(mark) if row["message_id"] else None)
+        if first is None:
+            fresh[mark] = row
+        else:
+            row |= {"duplicate_of": first["id"], "late_at": None}
+            row |= {name: first[name] for name in ("outcome", "code", "stage", "closed_at")}
+        rows.append(row)
+        firsts.append(row["duplicate_of"])
+        story += _arrival_story(arrival, row["duplicate_of"])
+    connection.execute(_INSERT, rows)
+    append(connection, story)
+    now = max(arrival.at for arrival in arrivals)
+    tickets.put_all(connection, [f"receive:{row['id']}" for row in rows if row["duplicate_of"] is None], now)
+    return firsts
+
+
+def _row(arrival: Arrival) -> dict[str, Any]:
     decision = arrival.decision
-    values: dict[str, Any] = {
+    return {
         "id": arrival.id,
         "direction": Direction.IN,
         "stage": Stage.RECEIVE,
         "outcome": Outcome.WAITING,
+        "code": None,
+        "closed_at": None,
+        "duplicate_of": None,
         "door": arrival.envelope.door,
         "peer": arrival.envelope.peer,
         "account": arrival.envelope.user,
@@ -85,29 +116,17 @@ def accept(connection: Connection, arrival: Arrival, remember: timedelta) -> str
         "received_at": arrival.at,
         "receive_seconds": arrival.seconds,
     }
+
+
+def _arrival_story(arrival: Arrival, first: str | None) -> list[dict[str, Any]]:
+    partner = arrival.decision.partner
+    whom = partner.name if partner else "a sender without a partner entry"
+    text = f"accepted {arrival.size} bytes from {whom} by {arrival.envelope.door}, peer {arrival.envelope.peer}"
+    story = [entry(arrival.at, "accepted", text, message=arrival.id)]
     if first is not None:
-        values |= {"duplicate_of": first.id, "outcome": first.outcome, "code": first.code, "stage": first.stage}
-        values |= {"closed_at": first.closed_at, "late_at": None}
-    connection.execute(_INSERT, values)
-    whom = decision.partner.name if decision.partner else "a sender without a partner entry"
-    tell(
-        connection,
-        arrival.at,
-        "accepted",
-        f"accepted {arrival.size} bytes from {whom} by {arrival.envelope.door}, peer {arrival.envelope.peer}",
-        message=arrival.id,
-    )
-    if first is None:
-        tickets.put(connection, f"receive:{arrival.id}", arrival.at)
-        return None
-    tell(
-        connection,
-        arrival.at,
-        "repeated",
-        f"the same mail as {first.id}: it has the outcome of that one",
-        message=arrival.id,
-    )
-    return str(first.id)
+        text = f"the same mail as {first}: it has the outcome of that one"
+        story.append(entry(arrival.at, "repeated", text, message=arrival.id))
+    return story
 
 
 @overload
@@ -137,12 +156,12 @@ _FIRST: Final = (
 """Built once, as everything that runs for each message: building a statement costs more than running it."""
 
 
-def _first_of(connection: Connection, arrival: Arrival, remember: timedelta) -> Any:
-    if arrival.header.message_id is None:
+def _first_of(connection: Connection, row: Mapping[str, Any], since: datetime) -> Mapping[str, Any] | None:
+    if row["message_id"] is None:
         return None
-    same_id = _plain(arrival.header.message_id)
-    wanted = {"same_id": same_id, "same_body": arrival.body_sha256, "since": arrival.at - remember}
-    return connection.execute(_FIRST, wanted).one_or_none()
+    wanted = {"same_id": row["message_id"], "same_body": row["body_sha256"], "since": since}
+    found = connection.execute(_FIRST, wanted).mappings().one_or_none()
+    return dict(found) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,15 +375,25 @@ def _instance_values(key: str, number: int, one: Instance) -> dict[str, Any]:
     }
 
 
-def _delivery_values(
-    key: str, instances: Sequence[Instance], destinations: Sequence[str], clashes: set[str], now: datetime
-) -> Iterable[dict[str, Any]]:
+def held_codes(instances: Sequence[Instance], clashes: Collection[str] = ()) -> Iterator[str | None]:
+    """Say of each instance of a message for which code it is held; None when it may be sent.
+
+    Args:
+        instances: As read.
+        clashes: SOP Instance UIDs that are known with other content (R11).
+    """
     content: dict[str, tuple[str, str]] = {}
-    for number, one in enumerate(instances, 1):
+    for one in instances:
         # Within one message too, a UID that comes with two contents is nobody's to choose from (AMB-23).
         known = content.setdefault(one.sop_instance, (one.transfer_syntax, one.data_set_sha256))
         clash = one.sop_instance in clashes or known != (one.transfer_syntax, one.data_set_sha256)
-        code = one.held or ("uid-reused" if clash else None)
+        yield one.held or ("uid-reused" if clash else None)
+
+
+def _delivery_values(
+    key: str, instances: Sequence[Instance], destinations: Sequence[str], clashes: set[str], now: datetime
+) -> Iterable[dict[str, Any]]:
+    for number, code in enumerate(held_codes(instances, clashes), 1):
         state = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
         if code is None:
             state = {"outcome": Outcome.WAITING, "code": None, "next_attempt": now, "closed_at": None}

@@ -67,14 +67,14 @@ _PUT: Final = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgresq
 
 def put(connection: Connection, key: str, due: datetime) -> None:
     """Want a look at a row, no later than ``due``; a ticket that runs now is looked at once more after it ends."""
-    connection.execute(_PUT[connection.dialect.name], {"key": key, "due": due})
-    connection.info["ticket"] = True
+    put_all(connection, [key], due)
 
 
 def put_all(connection: Connection, keys: Iterable[str], due: datetime) -> None:
     """Want a look at each of several rows."""
-    for key in keys:
-        put(connection, key, due)
+    if values := [{"key": key, "due": due} for key in keys]:
+        connection.execute(_PUT[connection.dialect.name], values)
+        connection.info["ticket"] = True
 
 
 def restart(connection: Connection, now: datetime) -> list[str]:

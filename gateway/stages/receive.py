@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from gateway.config import Configuration
+from gateway.config import Configuration, Limits
 from gateway.core import header, routing
 from gateway.core.reader import Rules
 from gateway.errors import GatewayError, LowDiskError, RefusedError, WorkerError
@@ -31,6 +31,9 @@ POISON: Final = 3
 
 STRANGE: Final = 3
 """Failures nobody foresaw after which a message is held; before that they are taken for temporary."""
+
+PROTECTION_NOT_CHECKED: Final = "protection-not-checked"
+"""The code of a message whose partner asks for protection that nobody can check yet."""
 
 NEXT_TRY: Final = timedelta(seconds=30)
 
@@ -55,9 +58,8 @@ def book(configuration: Configuration) -> routing.Book:
     return routing.Book(partners, routes, tuple(own))
 
 
-def rules(configuration: Configuration) -> Rules:
+def rules(limits: Limits) -> Rules:
     """What the reader may do, from the limits."""
-    limits = configuration.limits
     return Rules(
         parts=limits.parts,
         depth=limits.depth,
@@ -66,6 +68,14 @@ def rules(configuration: Configuration) -> Rules:
         unpacked=limits.unpacked,
         ratio=limits.ratio,
     )
+
+
+def unchecked(decision: routing.Decision) -> str | None:
+    """Say why a message must be held for its protection, which cannot be checked yet; None when none is asked for."""
+    partner = decision.partner
+    if not decision.routes or partner is None or partner.accept == "any":
+        return None
+    return f"{partner.name} must protect its mail ({partner.accept}), which cannot be checked yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +185,9 @@ class Receive:
             decision,
             now,
             time.monotonic() - draft.began,
+            now - self.configuration.limits.remember,
         )
-        remember = self.configuration.limits.remember
-        first = await self.ledger.write(lambda c: messages.accept(c, arrival, remember))
+        first = await self.ledger.write_together(messages.accept, arrival)
         log.info("accepted", id=key, size=digest.size, door=envelope.door, duplicate_of=first)
         return key
 
@@ -207,16 +217,14 @@ class Receive:
             # It was welcome when it came; the configuration has changed since.
             await self._hold(row.id, "no-route", "no route takes it any more")
             return None
-        if decision.routes and decision.partner is not None and decision.partner.accept != "any":
-            accept = decision.partner.accept
-            text = f"{decision.partner.name} must protect its mail ({accept}), which cannot be checked yet"
-            await self._hold(row.id, "protection-not-checked", text)
+        if text := unchecked(decision):
+            await self._hold(row.id, PROTECTION_NOT_CHECKED, text)
             return None
         began = time.monotonic()
         draft = self.spool.draft()
         try:
             message = Span(self.spool.path(row.blob), 0, row.size)
-            reading = without_repetitions(await self._read(message, rules(self.configuration), draft.path))
+            reading = without_repetitions(await self._read(message, rules(self.configuration.limits), draft.path))
         except BaseException:
             draft.discard()
             raise
