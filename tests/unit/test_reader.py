@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core import reader, transfer
+from gateway.core import output, reader, transfer
 from gateway.core.findings import CODES, finding
 from gateway.model import DirectoryCheck, Fragment, OtherPart, Severity, Span
 from tests.samples import (
@@ -55,7 +55,7 @@ def test_instances_lie_behind_one_another_in_one_file(tmp_path: Path) -> None:
 
 def test_hashing_waits_for_nobody_and_nobody_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks of many files, all on the second thread, in the right order."""
-    monkeypatch.setattr(reader, "_THREAD_PAYS", 1)
+    monkeypatch.setattr(output, "THREAD_PAYS", 1)
     monkeypatch.setattr(transfer, "BLOCK", 50_000)
     result = reading(tmp_path, mail(*[part(OTHER), part(FILE)] * 3))
     assert [instance.sha256 for instance in result.instances] == [
@@ -229,10 +229,11 @@ class TestDirectory:
         result = reading(tmp_path, mail(part(dicomdir([("A", "9")])), part(dicomdir([])), part(FILE)))
         assert (result.dicomdir, codes(result)) == (None, ["directory-repeated"])
 
-    def test_its_reserved_id_makes_one(self, tmp_path: Path) -> None:
-        """P10-12: whatever its class says."""
+    def test_its_reserved_id_alone_makes_none(self, tmp_path: Path) -> None:
+        """P10-12; but an image under that label is an image: nothing is dropped for a name."""
         result = reading(tmp_path, mail(part(FILE, "application/dicom; id=DICOMDIR")))
-        assert (result.kind, result.instances) == ("dicom", ())
+        assert content(result.instances[0].file) == FILE
+        assert codes(result) == ["directory-id"]
 
 
 class TestClassification:
