@@ -136,7 +136,7 @@ def read_meta(block: bytes, at: int = DATA_AT) -> Meta:
 
 def is_bare(block: bytes) -> bool:
     """Tell whether a file looks like a data set without preamble (AMB-2): group 0002 or 0008, and a DICOM UID."""
-    group, element, vr, length = _ELEMENT(block) if len(block) >= DATA_AT else (0, 0, b"", 0)
+    group, element, vr, length = _ELEMENT(block) if len(block) >= 8 else (0, 0, b"", 0)
     plausible = (vr.isalpha() and vr.isupper()) or length == 0
     return group in (0x0002, 0x0008) and element <= 0x0018 and plausible and b"1.2.840.10008." in block[:_BARE_HEAD]
 

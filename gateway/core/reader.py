@@ -32,6 +32,9 @@ _ARCHIVE_DEPTH: Final = 2
 _LOGO: Final = 20_000
 """Bytes up to which a picture is taken for a logo or a signature (AMB-20)."""
 
+_HEAD: Final = 64 << 10
+"""Bytes in which the File Meta Information of a file must end."""
+
 _LINK: Final = re.compile(rb"https?://")
 
 _SNIFF: Final = 512
@@ -437,11 +440,13 @@ def _actual_encoding(part: Part, file: int) -> str | None:
 
 
 def _begin(blocks: Iterator[bytes]) -> bytes:
-    """Take from decoded blocks what shows which kind of file it is."""
-    first = b""
-    while len(first) < part10.DATA_AT and (more := next(blocks, b"")):
-        first += more
-    return first
+    """Take from decoded blocks what shows which kind of file it is, meta information included."""
+    taken: list[bytes] = []
+    size = 0
+    while size < _HEAD and (more := next(blocks, b"")):
+        taken.append(more)
+        size += len(more)
+    return taken[0] if len(taken) == 1 else b"".join(taken)
 
 
 def _chain(first: bytes, blocks: Iterable[bytes]) -> Iterator[bytes]:

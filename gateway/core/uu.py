@@ -9,6 +9,9 @@ from typing import Final
 
 from gateway.core.dataset import Problem
 
+BLOCK: Final = 256 << 10
+"""Bytes that are decoded at once."""
+
 _BEGIN: Final = re.compile(rb"begin [0-7]{3,4} ([^\r\n]{1,255})\r?\n?\Z")
 _LINE_LIMIT: Final = 998
 
@@ -35,13 +38,17 @@ def files(text: Iterator[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
 
 def _content(text: Iterator[bytes]) -> Iterator[bytes]:
     """Decode up to the line ``end``. Raises Problem ``damaged-uuencode`` when a line is none, or the end is missing."""
+    decoded = bytearray()
     for line in text:
         bare = line.rstrip(b"\r\n")
         if bare == b"end":
+            yield bytes(decoded)
             return
-        if bare:
-            try:
-                yield binascii.a2b_uu(bare)
-            except binascii.Error:
-                raise Problem("damaged-uuencode") from None
+        try:
+            decoded += binascii.a2b_uu(bare or b" ")
+        except binascii.Error:
+            raise Problem("damaged-uuencode") from None
+        if len(decoded) > BLOCK:
+            yield bytes(decoded)
+            decoded.clear()
     raise Problem("damaged-uuencode")

@@ -16,6 +16,7 @@ from tests.samples import (
     CT,
     DEFLATED,
     EXPLICIT,
+    IMPLICIT,
     codes,
     content,
     data_set,
@@ -278,6 +279,85 @@ class TestFragment:
         """Order is never guessed."""
         result = reading(tmp_path, f"Content-Type: message/partial{parameters}\r\n\r\nx".encode())
         assert (result.kind, result.partial, codes(result)) == ("partial", None, ["invalid-fragment"])
+
+
+class TestBare:
+    """AMB-2: data sets without preamble."""
+
+    @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+    def test_one_is_taken_where_the_route_allows_it(self, tmp_path: Path, syntax: str) -> None:
+        """Its syntax is found out; its file is its data set."""
+        data = data_set(syntax=syntax)
+        result = reading(tmp_path, mail(part(data)), bare_dicom=True)
+        (instance,) = result.instances
+        assert codes(result) == ["bare-data-set-taken"]
+        assert (instance.transfer_syntax, instance.data_set) == (syntax, 0)
+        assert instance.sha256 == instance.data_set_sha256 == hashlib.sha256(data).hexdigest()
+        assert instance.held is None
+
+    def test_meta_information_without_preamble_is_read(self, tmp_path: Path) -> None:
+        """Some programs drop the first 132 bytes."""
+        data = FILE[132:]
+        result = reading(tmp_path, mail(part(data)), bare_dicom=True)
+        (instance,) = result.instances
+        assert data[instance.data_set :] == data_set()
+        assert instance.data_set_sha256 == hashlib.sha256(data_set()).hexdigest()
+
+    @pytest.mark.parametrize("allowed", [True, False])
+    @pytest.mark.parametrize(
+        "data",
+        [
+            data_set()[:-1],
+            data_set(sop_class="1.2.840.10008.9", study=""),
+            data_set(sop_class="1.2.840.10008.1.1"),
+            FILE[132:200],
+        ],
+    )
+    def test_one_that_cannot_be_vouched_for_is_refused(self, tmp_path: Path, data: bytes, allowed: bool) -> None:
+        """It must be a storage object that parses to its end."""
+        result = reading(tmp_path, mail(part(data)), bare_dicom=allowed)
+        assert (result.kind, result.instances, codes(result)) == ("dicom", (), ["bare-data-set"])
+        assert (tmp_path / "instances").read_bytes() == b""
+
+    def test_none_is_taken_unless_allowed(self, tmp_path: Path) -> None:
+        """The finding says how to allow it."""
+        assert codes(reading(tmp_path, mail(part(data_set())))) == ["bare-data-set"]
+
+
+class TestEncodedMessage:
+    """RFC 2046 §5.2.1 forbids what some gateways do."""
+
+    def test_a_message_in_base64_is_walked(self, tmp_path: Path) -> None:
+        """With the numbers it would have had."""
+        inner = mail(part(FILE), mail(part(OTHER), boundary="in"), boundary="deep")
+        result = reading(tmp_path, mail(part(b"x", "text/plain"), part(inner, "message/rfc822")))
+        assert [instance.part for instance in result.instances] == ["2.1", "2.2.1"]
+
+    def test_limits_hold_through_it(self, tmp_path: Path) -> None:
+        """Parts are counted on, and depth too."""
+        inner = mail(*[part(FILE)] * 9)
+        result = reading(tmp_path, mail(part(b"x", "text/plain"), part(inner, "message/rfc822")), parts=5)
+        assert "too-many-parts" in codes(result)
+        assert all(instance.held == "too-many-parts" for instance in result.instances)
+        for _ in range(9):
+            inner = part(inner, "message/rfc822")
+        result = reading(tmp_path, inner, depth=5)
+        assert (result.instances, result.other_parts[0].part) == ((), "1.1.1.1.1.1")
+
+
+@pytest.mark.parametrize(
+    ("leaf", "code"),
+    [
+        (part(b"j" * 50_000, "image/jpeg"), ["only-images"]),
+        (part(b"j" * 500, "image/png"), []),
+        (part(b'<a href="https://cloud.example/x">', "text/html"), ["only-links"]),
+        (part(b"hello", "text/plain"), []),
+    ],
+)
+def test_a_mail_without_dicom_says_what_it_has_instead(tmp_path: Path, leaf: bytes, code: list[str]) -> None:
+    """AMB-19, AMB-20, AMB-36: pictures that are no logos, links that are not followed."""
+    result = reading(tmp_path, mail(leaf))
+    assert (result.kind, codes(result)) == ("other", code)
 
 
 def test_the_only_error_is_that_of_the_disk(tmp_path: Path) -> None:
