@@ -93,7 +93,8 @@ def _fragment(head: mime.Head) -> Reading:
     """Tell which piece this is (PRT-1)."""
     number, total = (_number(head.parameters.get(name, "")) for name in ("number", "total"))
     name = head.parameters.get("id", "")
-    if not name or not number or (total is not None and number > total):
+    encoded = head.encoding in ("base64", "quoted-printable")
+    if not name or not number or encoded or (total is not None and number > total):
         return Reading("partial", findings=(finding("invalid-fragment"),))
     return Reading("partial", partial=Fragment(name, number, total))
 

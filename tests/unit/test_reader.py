@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import quopri
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,16 @@ def test_a_file_over_the_limit_is_not_written(tmp_path: Path) -> None:
     assert result.other_parts[0].part == "1"
 
 
+def test_a_big_file_that_is_damaged_as_well_is_counted_as_far_as_it_goes(tmp_path: Path) -> None:
+    """Two reasons at once: the first one is told."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("a", dicom_file(data_set(more=bytes(9_000_000))))
+    result = reading(tmp_path, mail(part(target.getvalue(), "application/zip")), instance=100_000)
+    assert codes(result) == ["instance-too-big"]
+    assert result.other_parts[0].part == "1!a"
+
+
 def test_a_deflate_bomb_is_held(tmp_path: Path) -> None:
     """Ratio counts for a deflated data set."""
     data = data_set(more=element(0x7FE00010, "OW", bytes(3_000_000)))
@@ -271,6 +283,11 @@ class TestFragment:
         result = reading(tmp_path, f"{head}; total=3\r\n\r\n".encode() + mail(part(FILE)))
         assert (result.kind, result.partial, result.instances) == ("partial", Fragment("x@y", 2, 3), ())
         assert reading(tmp_path, f"{head}\r\n\r\n".encode()).partial == Fragment("x@y", 2, None)
+
+    def test_an_encoded_fragment_is_an_error(self, tmp_path: Path) -> None:
+        """PRT-1: nobody says what such a seam is."""
+        message = b"Content-Type: message/partial; id=x; number=1\r\nContent-Transfer-Encoding: base64\r\n\r\nQUJD"
+        assert codes(reading(tmp_path, message)) == ["invalid-fragment"]
 
     @pytest.mark.parametrize(
         "parameters", ["", "; id=x", "; number=1", "; id=x; number=0", "; id=x; number=-1", "; id=x; number=3; total=2"]

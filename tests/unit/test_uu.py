@@ -20,8 +20,9 @@ def encoded(data: bytes, name: str = "a.dcm") -> bytes:
     return f"begin 644 {name}\n".encode() + lines + b"`\nend\n"
 
 
-def test_files_in_text_are_taken(tmp_path: Path) -> None:
-    """Two of them, between other lines."""
+def test_files_in_text_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them, between other lines, and more than is decoded at once."""
+    monkeypatch.setattr(uu, "BLOCK", 100)
     text = b"Hello\n" + encoded(FILE) + b"and\n" + encoded(FILE) + b"bye\n"
     result = reading(tmp_path, mail(part(text, "text/plain", "8bit")), uuencode=True)
     assert [instance.part for instance in result.instances] == ["1!1", "1!2"]
