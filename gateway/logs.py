@@ -25,6 +25,7 @@ from typing import Any, Final, TextIO
 import structlog
 from prometheus_client import Counter
 
+from gateway.errors import ConfigurationError
 from gateway.model import utc
 
 WITHHELD: Final = Counter(
@@ -74,7 +75,15 @@ _name = _matches(r"[\w](?:[\w .+/-]{0,62}[\w])?")
 _status = _matches(r"0x[0-9A-F]{4}|[245]\d\d|[245]\.\d{1,3}\.\d{1,3}")
 _moment = _matches(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z")
 _version = _matches(r"[0-9][0-9A-Za-z.+-]{0,31}")
+_key = _matches(r"[A-Za-z0-9_.\[\]-]{1,80}")
 _place = _matches(r"[a-z_.]{1,60}:\d{1,5}")
+
+
+class _Explained(str):
+    """The text of a ConfigurationError: it quotes the file of the hospital's IT, never a mail."""
+
+    __slots__ = ()
+
 
 ALLOWED: Final[Mapping[str, Callable[[object], bool]]] = {
     # what and where
@@ -89,6 +98,9 @@ ALLOWED: Final[Mapping[str, Callable[[object], bool]]] = {
     "status": lambda value: _status(value) or _number(value),
     # names from the configuration, chosen by the hospital
     **dict.fromkeys(("destination", "partner", "route", "mailbox", "door", "section", "listener"), _name),
+    "key": _key,  # of the configuration
+    # what is wrong with the configuration: the one text that comes out, and only from its own error
+    "configuration": lambda value: isinstance(value, _Explained),
     # machines
     **dict.fromkeys(("peer", "host"), _address),
     "port": _number,
@@ -102,7 +114,7 @@ ALLOWED: Final[Mapping[str, Callable[[object], bool]]] = {
     # exceptions: type names only
     **dict.fromkeys(("exception", "error", "cause", "category"), _type),
 }
-"""Every key that may come out, and what its value must look like. None of them can hold a sentence."""
+"""Every key that may come out, and what its value must look like."""
 
 
 def configure(level: str = "info", stream: TextIO | None = None) -> None:
@@ -193,6 +205,8 @@ def _exception(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappi
         error = error.exceptions[0]  # a group says only that there were some
     if isinstance(error, BaseException):
         event["exception"] = type(error).__name__
+        if isinstance(error, ConfigurationError):
+            event["configuration"] = _Explained(error)
         if found := where(error.__traceback__):
             event["where"] = found
         if cause := error.__cause__ or error.__context__:

@@ -43,7 +43,9 @@ CODES: Final[dict[str, Code]] = {
         _ERROR, "A header is longer than the limit allows.", "Raise limits.header if the sender is to be trusted."
     ),
     "no-boundary": Code(
-        _WARNING, "A multipart names no boundary that can be used; it was read as one part.", "Ask the sender's IT."
+        _WARNING,
+        "A multipart names no boundary that can be used; it was guessed, or read as one part.",
+        "Ask the sender's IT.",
     ),
     "missing-boundary": Code(_WARNING, "The closing boundary is missing: the end of the message may be lost.", _ASK),
     "damaged-base64": Code(

@@ -18,7 +18,7 @@ from gateway.model import Header
 LOOP_FIELD: Final = "X-DICOM-Mail-Loop"
 """Our own trace field: a message that bears our token has been here before."""
 
-ADDRESS_LIMIT: Final = 1000
+ADDRESS_LIMIT: Final = 100
 """Addresses in From fields that are looked at. A proper message has one."""
 
 VALUE_LIMIT: Final = 64 << 10
@@ -79,7 +79,7 @@ def addresses(value: str) -> list[str]:
         return [""]
     found: list[str] = []
     at = 0
-    while at < len(text):
+    while at < len(text) and len(found) < ADDRESS_LIMIT:
         mailbox = _MAILBOX.match(text, at)[0]  # type: ignore[index]  # it matches the empty string at least
         at += len(mailbox)
         if at < len(text) and text[at] not in ",;":

@@ -210,7 +210,10 @@ class _Reader:
         noted: set[str] = set()
         blocks = transfer.decode(self._file, part.start, part.end, part.encoding, noted)
         first = _begin(blocks)
-        if not part10.is_marked(first) and (encoding := self._actual_encoding(part)):
+        # Quoted-printable leaves many a binary file as it is, but not all of it.
+        doubtful = not part10.is_marked(first) or part.encoding == "quoted-printable"
+        if doubtful and (encoding := self._actual_encoding(part)):
+            noted.clear()
             noted.add("wrong-encoding")
             blocks = transfer.decode(self._file, part.start, part.end, encoding, noted)
             first = _begin(blocks)

@@ -11,7 +11,6 @@ import asyncio
 import os
 import ssl
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -24,7 +23,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from gateway.errors import ConfigurationError, GatewayError
+from gateway.errors import GatewayError
 
 CONNECTIONS: Final = 64
 """Connections that are served at the same time; more get 503."""
@@ -56,8 +55,7 @@ class HttpDoor:
         listen: Host and port; port 0 lets the system choose.
         registry: What /metrics shows.
         ready: Asked by /health/ready: the listening doors that are shut and should not be. It must not block.
-        certificate: PEM chain; None serves without TLS.
-        key_file: PEM key.
+        tls: Our certificate; None serves without TLS.
     """
 
     def __init__(
@@ -67,15 +65,13 @@ class HttpDoor:
         *,
         registry: CollectorRegistry,
         ready: Callable[[], Sequence[str]],
-        certificate: Path | None = None,
-        key_file: Path | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.section = section
         self.listen = listen
+        self.tls = tls
         self.lifetime = LIFETIME
         self.grace = GRACE
-        self._certificate = certificate
-        self._key_file = key_file
         self._state = ServerState()
         self._server: asyncio.Server | None = None
         self._config = Config(
@@ -108,15 +104,13 @@ class HttpDoor:
         """Begin to listen.
 
         Raises:
-            ConfigurationError: Certificate and key cannot be used.
             GatewayError: The address cannot be used.
         """
         host, port = self.listen
-        context = self._tls()
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
-                lambda: _Connection(self, self._config, self._state), host, port, ssl=context, backlog=CONNECTIONS
+                lambda: _Connection(self, self._config, self._state), host, port, ssl=self.tls, backlog=CONNECTIONS
             )
         except OSError as error:
             raise GatewayError(
@@ -137,20 +131,6 @@ class HttpDoor:
         for connection in list(self._state.connections):
             connection.transport.abort()
         await server.wait_closed()
-
-    def _tls(self) -> ssl.SSLContext | None:
-        if self._certificate is None:
-            return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_cert_chain(self._certificate, self._key_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(
-                f"[{self.section}] cannot use certificate and key_file",
-                hint="both PEM, and the key of that certificate",
-            ) from error
-        return context
 
 
 class _Connection(H11Protocol):

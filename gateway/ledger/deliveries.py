@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
 
 from gateway.core.retry import Facts, Next
 from gateway.ledger import tickets
@@ -23,6 +23,9 @@ from gateway.model import Outcome
 
 DOWN_BEFORE_NOTICE = timedelta(minutes=2)
 """How long a destination may be silent before a person is told: a PACS that restarts is no incident."""
+
+FARTHEST = timedelta(hours=2)
+"""No back-off is that long: a next attempt later than that was written by a clock that ran ahead, and is due (R29)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def due(connection: Connection, name: str, now: datetime, most: int, besides: Co
             delivery.c.destination == name,
             delivery.c.outcome == Outcome.WAITING,
             ~delivery.c.sending,
-            delivery.c.next_attempt <= now,
+            or_(delivery.c.next_attempt <= now, delivery.c.next_attempt > now + FARTHEST),
         )
         .order_by(message.c.urgent.desc(), message.c.received_at, delivery.c.id)
         .limit(most + len(besides))
@@ -258,8 +261,12 @@ def _tell_recovery(connection: Connection, rows: Iterable[Row[Any]], now: dateti
 
 
 def orphan(connection: Connection, configured: Collection[str], now: datetime) -> int:
-    """Hold what waits for a destination that the configuration no longer names; return how many."""
+    """Hold what waits for a destination that the configuration no longer names; return how many.
+
+    What is on the wire is left to its lane, which writes down what became of it and looks once more.
+    """
     waiting = (delivery.c.outcome == Outcome.WAITING) & delivery.c.destination.not_in(list(configured))
+    waiting &= ~delivery.c.sending
     keys = list(connection.scalars(select(delivery.c.message).where(waiting).distinct()))
     if not keys:
         return 0
@@ -318,7 +325,7 @@ def trip(
         now: When.
         urgent: A person must know at once, because it will not pass by itself.
     """
-    name, since = before.name, before.down_since or now
+    name, since = before.name, min(before.down_since or now, now)
     values = {"failures": before.failures + 1, "breaker_until": until, "down_since": since, "trouble": trouble}
     _change(connection, name, values)
     if before.trouble != trouble:

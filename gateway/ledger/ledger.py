@@ -12,12 +12,13 @@ was acknowledged when the power goes. Several nodes: the same tables on PostgreS
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.errors import FolderInUseError, GatewayError, LedgerError
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 MOST_CHANGES: Final = 256
 """Changes in one transaction: enough to share a sync, few enough that nobody waits long."""
@@ -70,8 +72,9 @@ class Lock:
                 f"the data folder {folder} is in use by process {owner or 'unknown'}",
                 hint="one gateway owns a data folder; stop the other one first",
             ) from None
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):  # it is for people; a full disk must not keep the queue from draining
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
         """Give the folder back."""
@@ -80,7 +83,8 @@ class Lock:
 
 @dataclass(slots=True)
 class _Change:
-    run: Callable[[Connection], Any]
+    run: Callable[[Connection, list[Any]], Sequence[Any]]
+    item: Any
     done: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
 
@@ -108,18 +112,40 @@ class Ledger:
             LedgerError: The database did not take it; nothing of the change was kept.
             Exception: Whatever the change itself raised; nothing of it was kept.
         """
+        if not self._writer.is_alive():
+            raise LedgerError("the ledger is closed")
+        return await self.write_together(lambda connection, _: [change(connection)], None)
+
+    async def write_together(self, change: Callable[[Connection, list[Item]], Sequence[T]], item: Item) -> T:
+        """Run a change that takes many items at once, for the burst: those that wait form one call.
+
+        Args:
+            change: A module's function; calls with the same function are put together. One result for each item.
+            item: Ours.
+
+        Raises:
+            LedgerError: The database did not take it; nothing of the item was kept.
+            Exception: Whatever the change raised for this item alone; nothing of it was kept.
+        """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
-        self._changes.put(_Change(change, done, loop))
+        self._changes.put(_Change(change, item, done, loop))
         # A caller that is cancelled must not leave a future that nobody reads half-settled.
         return await asyncio.shield(done)
 
     async def read(self, question: Callable[[Connection], T]) -> T:
-        """Ask a question on a connection of its own; it sees what was committed before."""
+        """Ask a question on a connection of its own; it sees what was committed before, all of the same moment.
+
+        Raises:
+            LedgerError: The database did not answer.
+        """
 
         def ask() -> T:
-            with self.engine.connect() as connection:
-                return question(connection)
+            try:
+                with self.engine.connect() as connection:
+                    return question(connection)
+            except SQLAlchemyError as error:
+                raise LedgerError(f"the ledger did not answer: {type(error).__name__}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, ask)
 
@@ -149,15 +175,16 @@ class Ledger:
         connection.info.pop("ticket", None)
         try:
             with connection.begin():
-                results: list[Any] = [change.run(connection) for change in batch]
+                results = _run(connection, batch)
         except Exception as error:  # noqa: BLE001  each caller gets its own error, whatever it is
             if len(batch) > 1:
                 for change in batch:
                     self._commit(connection, [change])
                 return
             results = [_told(error)]
-        loop = batch[0].loop
-        loop.call_soon_threadsafe(self._settle, batch, results, connection.info.pop("ticket", False))
+        woken = connection.info.pop("ticket", False)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for an answer any more
+            batch[0].loop.call_soon_threadsafe(self._settle, batch, results, woken)
 
     def _settle(self, batch: list[_Change], results: list[Any], woken: bool) -> None:
         for change, result in zip(batch, results, strict=True):
@@ -169,6 +196,18 @@ class Ledger:
                 change.done.set_result(result)
         if woken:
             self.on_commit()
+
+
+def _run(connection: Connection, batch: list[_Change]) -> list[Any]:
+    """Run the changes of one transaction, those with the same function as one call; results in the batch's order."""
+    together: dict[Callable[..., Any], list[int]] = {}
+    for at, change in enumerate(batch):
+        together.setdefault(change.run, []).append(at)
+    results: list[Any] = [None] * len(batch)
+    for run, places in together.items():
+        for at, result in zip(places, run(connection, [batch[at].item for at in places]), strict=True):
+            results[at] = result
+    return results
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +235,9 @@ def connect(url: str) -> Engine:
     """
     logging.getLogger("alembic").setLevel(logging.CRITICAL)
     engine = create_engine(url, hide_parameters=True)
-    if engine.dialect.name == "sqlite":
-        _prepare_sqlite(engine, Path(engine.url.database or ""))
     try:
+        if engine.dialect.name == "sqlite":
+            _prepare_sqlite(engine, Path(engine.url.database or ""))
         with engine.connect() as connection:
             migrate(connection)
     except SQLAlchemyError as error:

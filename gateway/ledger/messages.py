@@ -5,17 +5,21 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, overload
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Final, overload
 
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 
 from gateway.core.routing import Decision
 from gateway.ledger import tickets
-from gateway.ledger.events import tell
+from gateway.ledger.events import append, entry, tell
 from gateway.ledger.notices import close_notice, open_notice
 from gateway.ledger.tables import delivery, finding, instance, message
 from gateway.model import Direction, Envelope, Header, Instance, Outcome, Reading, Stage, first_problem
+
+RELEASED = "released"
+"""Code of a message that a person let go on: that word stands for the checks that cannot be made."""
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: nothing that is misread on the telephone
 
@@ -41,6 +45,7 @@ class Arrival:
         decision: What shall become of it.
         at: When its last byte came.
         seconds: From its first byte to its last.
+        known_since: A mail that came before this is not known again.
     """
 
     id: str
@@ -53,20 +58,57 @@ class Arrival:
     decision: Decision
     at: datetime
     seconds: float
+    known_since: datetime
 
 
-def accept(connection: Connection, arrival: Arrival, remember: timedelta) -> str | None:
-    """Take custody of a message: its row, its event, its ticket. Return the id of the first when it is a repetition.
+def accept(connection: Connection, arrivals: Sequence[Arrival]) -> list[str | None]:
+    """Take custody of messages: their rows, their events, their tickets.
 
     Only the same mail (equal Message-ID and body) is a repetition; it has the outcome of the first and is not read.
+    An MTA may hand one mail over once for each recipient: what takes another route than the first is no repetition.
+
+    Returns:
+        For each the id of the first when it is a repetition, else None.
     """
-    first = _first_of(connection, arrival, remember)
+    firsts: list[str | None] = []
+    rows: list[dict[str, Any]] = []
+    story: list[dict[str, Any]] = []
+    for arrival in arrivals:
+        row = _row(arrival)
+        first = _first_of(connection, row, arrival.known_since) or _first_among(rows, row)
+        if first is not None:
+            row |= {"duplicate_of": first["id"], "late_at": None}
+            row |= {name: first[name] for name in ("outcome", "code", "stage", "closed_at")}
+        rows.append(row)
+        firsts.append(row["duplicate_of"])
+        story += _arrival_story(arrival, row["duplicate_of"])
+    connection.execute(_INSERT, rows)
+    append(connection, story)
+    now = max(arrival.at for arrival in arrivals)
+    tickets.put_all(connection, [f"receive:{row['id']}" for row in rows if row["duplicate_of"] is None], now)
+    return firsts
+
+
+def _first_among(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any] | None:
+    """Find the first of a repetition among those that are taken in with it."""
+    same = ("message_id", "body_sha256")
+    for first in rows:
+        fresh = first["duplicate_of"] is None and first["message_id"] is not None
+        if fresh and all(first[name] == row[name] for name in same) and _repeats(row, first):
+            return first
+    return None
+
+
+def _row(arrival: Arrival) -> dict[str, Any]:
     decision = arrival.decision
-    values: dict[str, Any] = {
+    return {
         "id": arrival.id,
         "direction": Direction.IN,
         "stage": Stage.RECEIVE,
         "outcome": Outcome.WAITING,
+        "code": None,
+        "closed_at": None,
+        "duplicate_of": None,
         "door": arrival.envelope.door,
         "peer": arrival.envelope.peer,
         "account": arrival.envelope.user,
@@ -85,29 +127,17 @@ def accept(connection: Connection, arrival: Arrival, remember: timedelta) -> str
         "received_at": arrival.at,
         "receive_seconds": arrival.seconds,
     }
+
+
+def _arrival_story(arrival: Arrival, first: str | None) -> list[dict[str, Any]]:
+    partner = arrival.decision.partner
+    whom = partner.name if partner else "a sender without a partner entry"
+    text = f"accepted {arrival.size} bytes from {whom} by {arrival.envelope.door}, peer {arrival.envelope.peer}"
+    story = [entry(arrival.at, "accepted", text, message=arrival.id)]
     if first is not None:
-        values |= {"duplicate_of": first.id, "outcome": first.outcome, "code": first.code, "stage": first.stage}
-        values |= {"closed_at": first.closed_at, "late_at": None}
-    connection.execute(insert(message).values(values))
-    whom = decision.partner.name if decision.partner else "a sender without a partner entry"
-    tell(
-        connection,
-        arrival.at,
-        "accepted",
-        f"accepted {arrival.size} bytes from {whom} by {arrival.envelope.door}, peer {arrival.envelope.peer}",
-        message=arrival.id,
-    )
-    if first is None:
-        tickets.put(connection, f"receive:{arrival.id}", arrival.at)
-        return None
-    tell(
-        connection,
-        arrival.at,
-        "repeated",
-        f"the same mail as {first.id}: it has the outcome of that one",
-        message=arrival.id,
-    )
-    return str(first.id)
+        text = f"the same mail as {first}: it has the outcome of that one"
+        story.append(entry(arrival.at, "repeated", text, message=arrival.id))
+    return story
 
 
 @overload
@@ -121,25 +151,43 @@ def _plain(text: str | None) -> str | None:
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
 
 
-def _first_of(connection: Connection, arrival: Arrival, remember: timedelta) -> Any:
-    if arrival.header.message_id is None:
+_INSERT: Final = insert(message)
+_FIRST: Final = (
+    select(
+        message.c.id,
+        message.c.outcome,
+        message.c.code,
+        message.c.stage,
+        message.c.closed_at,
+        message.c.partner,
+        message.c.routes,
+    )
+    .where(
+        message.c.message_id == bindparam("same_id"),
+        message.c.body_sha256 == bindparam("same_body"),
+        message.c.duplicate_of.is_(None),
+        message.c.received_at > bindparam("since"),
+        message.c.direction == Direction.IN,
+    )
+    .order_by(message.c.received_at)
+)
+"""Built once, as everything that runs for each message: building a statement costs more than running it."""
+
+
+def _first_of(connection: Connection, row: Mapping[str, Any], since: datetime) -> Mapping[str, Any] | None:
+    if row["message_id"] is None:
         return None
-    same = (message.c.message_id == _plain(arrival.header.message_id)) & (message.c.body_sha256 == arrival.body_sha256)
-    columns = (message.c.id, message.c.outcome, message.c.code, message.c.stage, message.c.closed_at)
-    since = arrival.at - remember
-    return connection.execute(
-        select(*columns)
-        .where(
-            same, message.c.duplicate_of.is_(None), message.c.received_at > since, message.c.direction == Direction.IN
-        )
-        .order_by(message.c.received_at)
-        .limit(1)
-    ).one_or_none()
+    wanted = {"same_id": row["message_id"], "same_body": row["body_sha256"], "since": since}
+    return next((dict(first) for first in connection.execute(_FIRST, wanted).mappings() if _repeats(row, first)), None)
+
+
+def _repeats(row: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
+    return bool(row["partner"] == first["partner"] and set(row["routes"]) <= set(first["routes"]))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What RECEIVE needs to know of a message."""
+    """What RECEIVE needs to know of a message; ``released`` when a person let it go on."""
 
     id: str
     blob: str
@@ -152,6 +200,7 @@ class Row:
     tries: int
     stage: Stage
     outcome: Outcome
+    released: bool
 
 
 def get(connection: Connection, key: str) -> Row | None:
@@ -172,6 +221,7 @@ def get(connection: Connection, key: str) -> Row | None:
         row.tries,
         Stage(row.stage),
         Outcome(row.outcome),
+        row.code == RELEASED,
     )
 
 
@@ -210,17 +260,19 @@ def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
     mine = (message.c.id == key) & (message.c.outcome == Outcome.WAITING) & (message.c.stage == Stage.RECEIVE)
     if connection.execute(update(message).where(mine).values(values)).rowcount == 0:
         return False
-    _note_findings(connection, key, read.reading, now)
+    _note_findings(connection, key, read.reading)
     instances = read.reading.instances
     if instances and read.destinations:
-        clashes = _clashes(connection, instances)
+        known = _known(connection, instances)
         connection.execute(insert(instance), [_instance_values(key, n, one) for n, one in enumerate(instances, 1)])
-        connection.execute(insert(delivery), list(_delivery_values(key, instances, read.destinations, clashes, now)))
+        connection.execute(insert(delivery), list(_delivery_values(key, instances, read.destinations, known, now)))
         for name in read.destinations:
             tickets.put(connection, f"store:{name}", now)
     tell(connection, now, "read", _summary(read), message=key)
     if read.held or read.refused:
-        _close_whole(connection, key, Outcome.HELD if read.held else Outcome.REFUSED, read.held or read.refused, now)
+        outcome, code = Outcome.HELD if read.held else Outcome.REFUSED, read.held or read.refused
+        tell(connection, now, f"now-{outcome}", f"{outcome}: {code}", message=key)
+        _close_whole(connection, key, outcome, code, now)
     fold(connection, [key], now)
     return True
 
@@ -309,13 +361,13 @@ def announce(connection: Connection, key: str, outcome: Outcome, code: str | Non
         open_notice(connection, now, outcome, key, f"{key} is {outcome}: {code}", hint)
 
 
-def _note_findings(connection: Connection, key: str, reading: Reading, now: datetime) -> None:
-    del now
-    if reading.findings:
-        rows = [
-            {"message": key, "code": one.code, "severity": one.severity, "part": one.where, "text": one.text}
-            for one in reading.findings
-        ]
+def _note_findings(connection: Connection, key: str, reading: Reading) -> None:
+    connection.execute(delete(finding).where(finding.c.message == key))  # of an earlier reading
+    rows = [
+        {"message": key, "code": one.code, "severity": one.severity, "part": _plain(one.where), "text": one.text}
+        for one in reading.findings
+    ]
+    if rows:
         connection.execute(insert(finding), rows)
 
 
@@ -340,33 +392,41 @@ def _instance_values(key: str, number: int, one: Instance) -> dict[str, Any]:
         "transfer_syntax": one.transfer_syntax,
         "sha256": one.sha256,
         "data_set_sha256": one.data_set_sha256,
-        "part": one.part,
-        "file_id": one.file_id,
+        "part": _plain(one.part),
+        "file_id": _plain(one.file_id),
         "start": one.file.start,
         "data_set": one.data_set,
         "size": one.size,
     }
 
 
-def held_codes(instances: Sequence[Instance], clashes: Collection[str] = ()) -> Iterator[str | None]:
+def held_codes(
+    instances: Sequence[Instance], known: Mapping[str, set[tuple[str, str]]] = MappingProxyType({})
+) -> Iterator[str | None]:
     """Say of each instance of a message for which code it is held; None when it may be sent.
 
     Args:
         instances: As read.
-        clashes: SOP Instance UIDs that are known with other content (R11).
+        known: The contents under which SOP Instance UIDs are stored or queued already (R11).
     """
-    content: dict[str, tuple[str, str]] = {}
+    contents = {uid: set(some) for uid, some in known.items()}
     for one in instances:
-        # Within one message too, a UID that comes with two contents is nobody's to choose from (AMB-23).
-        known = content.setdefault(one.sop_instance, (one.transfer_syntax, one.data_set_sha256))
-        clash = one.sop_instance in clashes or known != (one.transfer_syntax, one.data_set_sha256)
-        yield one.held or ("uid-reused" if clash else None)
+        # Within one message too, the second content of a UID is held: nobody can say which is right (AMB-23).
+        mine = contents.setdefault(one.sop_instance, set())
+        code = one.held or ("uid-reused" if mine - {_content(one)} else None)
+        if code is None:
+            mine.add(_content(one))
+        yield code
 
 
 def _delivery_values(
-    key: str, instances: Sequence[Instance], destinations: Sequence[str], clashes: set[str], now: datetime
+    key: str,
+    instances: Sequence[Instance],
+    destinations: Sequence[str],
+    known: Mapping[str, set[tuple[str, str]]],
+    now: datetime,
 ) -> Iterable[dict[str, Any]]:
-    for number, code in enumerate(held_codes(instances, clashes), 1):
+    for number, code in enumerate(held_codes(instances, known), 1):
         state = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
         if code is None:
             state = {"outcome": Outcome.WAITING, "code": None, "next_attempt": now, "closed_at": None}
@@ -374,18 +434,22 @@ def _delivery_values(
             yield {"message": key, "number": number, "destination": name, **state}
 
 
-def _clashes(connection: Connection, instances: Sequence[Instance]) -> set[str]:
-    """Find the SOP Instance UIDs that are stored or queued with other content: another syntax or another data set."""
-    mine = {one.sop_instance: (one.transfer_syntax, one.data_set_sha256) for one in instances if not one.held}
-    known = delivery.c.outcome.in_([Outcome.DELIVERED, Outcome.WAITING])
-    clashes: set[str] = set()
-    uids = list(mine)
+def _content(one: Instance) -> tuple[str, str]:
+    return one.transfer_syntax, one.data_set_sha256
+
+
+def _known(connection: Connection, instances: Sequence[Instance]) -> dict[str, set[tuple[str, str]]]:
+    """Find what is stored or queued under each SOP Instance UID: transfer syntaxes and data sets."""
+    queued = delivery.c.outcome.in_([Outcome.DELIVERED, Outcome.WAITING])
+    known: dict[str, set[tuple[str, str]]] = {}
+    uids = list({one.sop_instance for one in instances})
     for at in range(0, len(uids), 500):
         rows = connection.execute(
             select(instance.c.sop_instance, instance.c.transfer_syntax, instance.c.data_set_sha256)
             .join(delivery, (delivery.c.message == instance.c.message) & (delivery.c.number == instance.c.number))
-            .where(instance.c.sop_instance.in_(uids[at : at + 500]), known)
+            .where(instance.c.sop_instance.in_(uids[at : at + 500]), queued)
             .distinct()
         )
-        clashes.update(row.sop_instance for row in rows if mine[row.sop_instance] != (row[1], row[2]))
-    return clashes
+        for uid, syntax, data_set in rows:
+            known.setdefault(uid, set()).add((syntax, data_set))
+    return known

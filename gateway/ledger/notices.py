@@ -45,9 +45,7 @@ def open_notice(connection: Connection, at: datetime, kind: str, about: str, tex
         return False
     values = {"kind": kind, "about": about, "text": text, "hint": hint, "opened_at": at}
     connection.execute(insert(notice).values(values))
-    tell(
-        connection, at, "notice-opened", f"notice: {text}", message=about if about.startswith(("in-", "out-")) else None
-    )
+    tell(connection, at, "notice-opened", f"notice: {text}", message=_item(about))
     return True
 
 
@@ -56,8 +54,12 @@ def close_notice(connection: Connection, at: datetime, kind: str, about: str) ->
     mine = (notice.c.kind == kind) & (notice.c.about == about) & notice.c.closed_at.is_(None)
     closed = connection.execute(update(notice).where(mine).values(closed_at=at)).rowcount > 0
     if closed:
-        tell(connection, at, "notice-closed", f"notice closed: {kind} {about}")
+        tell(connection, at, "notice-closed", f"notice closed: {kind} {about}", message=_item(about))
     return closed
+
+
+def _item(about: str) -> str | None:
+    return about if about.startswith(("in-", "out-")) else None
 
 
 def open_notices(connection: Connection) -> list[Notice]:

@@ -67,7 +67,7 @@ class Draft:
         """Forget the file. Safe to call at any time, also twice."""
         with contextlib.suppress(OSError):
             self._close()
-        self.path.unlink(missing_ok=True)
+        _unlink(self.path)
 
     def _close(self) -> None:
         descriptor, self._file = self._file, -1
@@ -99,7 +99,9 @@ class Spool:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.rmtree(self.drafts, ignore_errors=True)  # of a former life: never acknowledged
         self.drafts.mkdir(mode=0o700)
+        _sync_folder(root.parent)
         _sync_folder(root)
+        self._hour: Path | None = None  # the last folder whose own entry is known to be on disk
         self._commits: queue.SimpleQueue[_Commit | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
         self._thread.start()
@@ -189,9 +191,7 @@ class Spool:
             try:
                 commit.draft.sync()
                 target = self.path(commit.key)
-                if not target.parent.is_dir():
-                    target.parent.mkdir(mode=0o700, exist_ok=True)
-                    _sync_folder(self.root)
+                self._demand_folder(target.parent)
                 commit.draft.path.rename(target)
             except OSError as error:
                 commit.draft.discard()
@@ -203,11 +203,18 @@ class Spool:
                 _sync_folder(folder)
             except OSError as error:
                 for commit in commits:
-                    self.path(commit.key).unlink(missing_ok=True)
+                    _unlink(self.path(commit.key))
                     _answer(commit, error)
             else:
                 for commit in commits:
                     _answer(commit, None)
+
+    def _demand_folder(self, folder: Path) -> None:
+        # A folder that is there is not yet one that survives a power cut: its sync may have failed.
+        if folder != self._hour or not folder.is_dir():
+            folder.mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(self.root)
+            self._hour = folder
 
 
 def held_bytes(root: Path, key: str) -> bool:
@@ -229,7 +236,14 @@ def _answer(commit: _Commit, error: OSError | None) -> None:
         else:
             commit.done.set_exception(error)
 
-    commit.loop.call_soon_threadsafe(settle)
+    with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits, and others still do
+        commit.loop.call_soon_threadsafe(settle)
+
+
+def _unlink(path: Path) -> None:
+    # On a disk that has failed, this fails too: then the sweep takes it, and the thread that serves all others lives.
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, or_, select, update
 from gateway.errors import GatewayError
 from gateway.ledger import tickets
 from gateway.ledger.events import tell
-from gateway.ledger.messages import announce, fold
+from gateway.ledger.messages import RELEASED, announce, fold
 from gateway.ledger.tables import delivery, destination, message
 from gateway.model import Outcome, Stage
 
@@ -39,8 +39,9 @@ def retry(connection: Connection, key: str, now: datetime, who: str, *, force: b
         allowed = {Outcome.WAITING, Outcome.FAILED} | ({Outcome.HELD, Outcome.REFUSED} if force else set())
         if row.outcome not in allowed:
             raise WrongStateError(f"{key} is {row.outcome}", hint=_hint(row.outcome))
-        _read_again(connection, key, now, who, "retried")
+        _read_again(connection, row, now, who, "retried")
         return
+    _demand_bytes(row)
     outcomes = [Outcome.WAITING, Outcome.FAILED]
     if force:
         outcomes += [Outcome.HELD, Outcome.DELIVERED]
@@ -64,7 +65,7 @@ def hold(connection: Connection, key: str, now: datetime, who: str) -> None:
 
 
 def release(connection: Connection, key: str, now: datetime, who: str) -> None:
-    """Let a held item go on. The checks that held it are made again where they can be.
+    """Let a held item go on. The checks that held it are made again where they can be; else the release stands.
 
     Raises:
         UnknownItemError: There is no such item.
@@ -74,8 +75,9 @@ def release(connection: Connection, key: str, now: datetime, who: str) -> None:
     if row.stage == Stage.RECEIVE:
         if row.outcome != Outcome.HELD:
             raise WrongStateError(f"{key} is {row.outcome}", hint=_hint(row.outcome))
-        _read_again(connection, key, now, who, "released")
+        _read_again(connection, row, now, who, RELEASED)
         return
+    _demand_bytes(row)
     if not _requeue(connection, key, delivery.c.outcome == Outcome.HELD, now):
         raise WrongStateError(f"nothing of {key} is held", hint=_hint(row.outcome))
     _tell(connection, key, now, who, "released", "released")
@@ -93,13 +95,13 @@ def drop(connection: Connection, key: str, now: datetime, who: str) -> list[str]
         raise WrongStateError(f"{key} is {row.outcome}", hint="only what waits, is held or failed can be dropped")
     _tell(connection, key, now, who, "dropped", "dropped")
     _close(connection, key, row.stage, UNDECIDED, Outcome.REFUSED, "dropped", now)
-    blobs = connection.execute(select(message.c.blob, message.c.instances_blob).where(message.c.id == key)).one()
-    return [blob for blob in blobs if blob]
+    rows = connection.execute(select(message.c.blob, message.c.instances_blob).where(_with_repetitions(key)))
+    return [blob for row in rows for blob in row if blob]
 
 
 def erased(connection: Connection, key: str, now: datetime, who: str) -> None:
     """Remember that the bytes of an item were wiped by a person's word."""
-    connection.execute(update(message).where(message.c.id == key).values(purged_at=now))
+    connection.execute(update(message).where(_with_repetitions(key)).values(purged_at=now))
     _tell(connection, key, now, who, "erased", "its bytes were wiped")
 
 
@@ -110,10 +112,11 @@ def resolve(connection: Connection, key: str, verdict: str, now: datetime, who: 
         UnknownItemError: There is no such item.
         WrongStateError: Nothing of it is in doubt.
     """
-    _item(connection, key)
+    row = _item(connection, key)
     doubtful = (delivery.c.sends_unknown > 0) & delivery.c.outcome.in_([Outcome.WAITING, Outcome.HELD])
     mine = (delivery.c.message == key) & doubtful
     if verdict == "resend":
+        _demand_bytes(row)
         count = _requeue(connection, key, doubtful, now)
     else:
         outcome, code = (Outcome.DELIVERED, "by-operator") if verdict == "delivered" else (Outcome.REFUSED, "dropped")
@@ -136,10 +139,20 @@ def _item(connection: Connection, key: str) -> Any:
     return row
 
 
-def _read_again(connection: Connection, key: str, now: datetime, who: str, verb: str) -> None:
-    values = {"outcome": Outcome.WAITING, "code": None, "closed_at": None, "tries": 0, "crashes": 0}
-    both = or_(message.c.id == key, message.c.duplicate_of == key)
-    connection.execute(update(message).where(both, message.c.purged_at.is_(None)).values(values))
+def _with_repetitions(key: str) -> ColumnElement[bool]:
+    return or_(message.c.id == key, message.c.duplicate_of == key)
+
+
+def _demand_bytes(row: Any) -> None:
+    if row.purged_at is not None:
+        raise WrongStateError(f"the bytes of {row.id} were deleted", hint="ask the sender to send it again")
+
+
+def _read_again(connection: Connection, row: Any, now: datetime, who: str, verb: str) -> None:
+    _demand_bytes(row)
+    key, code = row.id, RELEASED if verb == RELEASED else None
+    values = {"outcome": Outcome.WAITING, "code": code, "closed_at": None, "tries": 0, "crashes": 0}
+    connection.execute(update(message).where(_with_repetitions(key)).values(values))
     _tell(connection, key, now, who, verb, f"{verb}: it will be read again")
     announce(connection, key, Outcome.WAITING, None, now)
     tickets.put(connection, f"receive:{key}", now)
@@ -165,8 +178,7 @@ def _close(
 ) -> None:
     values = {"outcome": new, "code": code, "closed_at": now}
     if stage == Stage.RECEIVE:
-        both = or_(message.c.id == key, message.c.duplicate_of == key)
-        connection.execute(update(message).where(both).values(values))
+        connection.execute(update(message).where(_with_repetitions(key)).values(values))
         announce(connection, key, new, code, now)
         return
     mine = (delivery.c.message == key) & delivery.c.outcome.in_(list(old))

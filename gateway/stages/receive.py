@@ -185,9 +185,9 @@ class Receive:
             decision,
             now,
             time.monotonic() - draft.began,
+            now - self.configuration.limits.remember,
         )
-        remember = self.configuration.limits.remember
-        first = await self.ledger.write(lambda c: messages.accept(c, arrival, remember))
+        first = await self.ledger.write_together(messages.accept, arrival)
         log.info("accepted", id=key, size=digest.size, door=envelope.door, duplicate_of=first)
         return key
 

@@ -52,8 +52,13 @@ ALL_REFUSED: Final = 4
 MOST_THREADS: Final = 64
 """Threads of one lane: one for each association, which the configuration bounds, and one for a probe."""
 
+LONGEST_BREAK: Final = timedelta(minutes=5)
+"""No breaker stays open that long: one that does was written by a clock that ran ahead (R29)."""
+
 LEDGER_PAUSE: Final = 5.0
 """Seconds until an outcome is offered to the ledger again that did not take it."""
+
+_ANSWERS: Final = frozenset({contexts.REFUSED, contexts.UNAVAILABLE})
 
 
 class Association(Protocol):
@@ -185,29 +190,41 @@ class Store:
         now = datetime.now(UTC)
         entity = self.configuration.ae.get(name)
         if entity is None:
-            await self.ledger.write(lambda c: deliveries.orphan(c, self.configuration.ae, now))
+            await self.ledger.write(lambda c: self._orphan(c, name, now))
             return None
         await self.recover(name, entity)
         condition = await self.ledger.read(lambda c: deliveries.condition(c, name))
-        if condition.paused or self._stopping:
+        if not self._may_send(condition):
             return None
         not_before = max(self.not_before, condition.breaker_until or self.not_before)
-        if not_before > now:
+        if now < not_before < now + LONGEST_BREAK:
             return not_before
         return await self._work_off(entity, condition)
+
+    def _orphan(self, connection: Connection, name: str, now: datetime) -> None:
+        # Nobody may ask the destination any more, so what is in doubt there is a person's to decide, like the rest.
+        deliveries.recover(connection, name, now, lambda _: retry.Next(Outcome.HELD, None))
+        deliveries.orphan(connection, self.configuration.ae, now)
 
     async def _work_off(self, entity: ApplicationEntity, condition: Condition) -> datetime | None:
         name = condition.name
         work = await self._due(name)
-        trouble = await self._probe(entity, condition, work) if work else None
-        while work and trouble is None and not condition.paused and not self._stopping:
-            run = _Run(name, entity, condition, deque(work))
-            trouble = await self._send(run)
+        trouble = await self._probe(entity, condition, work)
+        while work and trouble is None and self._may_send(condition):
+            trouble = await self._send(_Run(name, entity, condition, deque(work)))
             condition = await self.ledger.read(lambda c: deliveries.condition(c, name))
             work = await self._due(name)
+            trouble = trouble or await self._probe(entity, condition, work)
         if trouble is not None:
             return await self._trip(condition, trouble)
-        return await self.ledger.read(lambda c: deliveries.next_due(c, name))
+        again = await self.ledger.read(lambda c: deliveries.next_due(c, name))
+        if again is None and condition.breaker_until is not None and self._may_send(condition):
+            # Nothing waits for it any more that could show that it is back; the echo did, so its notice closes (R33).
+            await self.ledger.write(lambda c: deliveries.mend(c, condition, datetime.now(UTC)))
+        return again
+
+    def _may_send(self, condition: Condition) -> bool:
+        return not (condition.paused or self._stopping)
 
     async def _due(self, name: str) -> list[Work]:
         now = datetime.now(UTC)
@@ -215,9 +232,13 @@ class Store:
 
     async def _probe(self, entity: ApplicationEntity, condition: Condition, work: Sequence[Work]) -> Trouble | None:
         """Send a C-ECHO where no image may be the probe: behind a breaker, and before a send in doubt is repeated."""
-        if condition.breaker_until is None and not any(one.unknown for one in work):
+        wanted = condition.breaker_until is not None or any(one.unknown for one in work)
+        if not wanted or not self._may_send(condition):
             return None
-        wrong = await self._thread(condition.name, self._scu.echo, entity)
+        try:
+            wrong = await self._thread(condition.name, self._scu.echo, entity)
+        except Exception as error:  # noqa: BLE001  a fault of ours must not keep the lane from telling a person
+            return _fault(error)
         return Trouble(wrong) if wrong else None
 
     async def _trip(self, condition: Condition, trouble: Trouble) -> datetime:
@@ -239,6 +260,7 @@ class Store:
                     group.create_task(self._serve(part, plan.contexts))
             if part.trouble is not None or self._stopping:
                 return part.trouble
+            run.condition = part.condition
         return None
 
     async def _serve(self, run: _Run, proposed: Sequence[contexts.Context]) -> None:
@@ -253,6 +275,9 @@ class Store:
             except PeerUnreachableError as error:
                 run.trouble = Trouble(error.text)
                 return
+            except Exception as error:  # noqa: BLE001  whatever it is, the other associations must end in good order
+                run.trouble = _fault(error)
+                return
             self._open.add(association)
             try:
                 await self._use(run, association, began)
@@ -262,7 +287,7 @@ class Store:
 
     async def _use(self, run: _Run, association: Association, began: datetime) -> None:
         first = self._take(run)
-        window = await self.ledger.write(lambda c: deliveries.mark(c, first))
+        window = await self._record(lambda c: deliveries.mark(c, first))
         while window:
             sent = await self._transfer(run, association, [self._queued(one) for one in window])
             settled = self._judge(run, window, sent)
@@ -286,7 +311,8 @@ class Store:
     ) -> list[Work]:
         """Commit what became of a window together with the mark of the next; return what was marked of that."""
         now = datetime.now(UTC)
-        answered = any(one.status is not None for one in settled) and run.trouble is None
+        # A refused context is an answer too: it is there, and what it said is on record.
+        answered = any(one.status is not None or one.code in _ANSWERS for one in settled) and run.trouble is None
 
         def change(connection: Connection) -> list[Work]:
             deliveries.settle(connection, run.name, settled, unsent, began, now)
@@ -350,6 +376,11 @@ class Store:
         if threads is None:
             threads = self._threads[name] = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix=f"store-{name}")
         return await asyncio.get_running_loop().run_in_executor(threads, partial(function, *args, **kwargs))
+
+
+def _fault(error: Exception) -> Trouble:
+    log.error("send_failed", exception=type(error).__name__)
+    return Trouble(f"the gateway failed to reach it: {type(error).__name__}", lasting=True)
 
 
 def judge(

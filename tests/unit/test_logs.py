@@ -18,6 +18,7 @@ import pytest
 import structlog
 
 from gateway import logs
+from gateway.errors import ConfigurationError, GatewayError
 
 CANARY = "Kanarienvogel^Zyx"
 PACKAGE = Path(__file__).parents[2] / "gateway"
@@ -119,6 +120,14 @@ def test_a_group_of_exceptions_speaks_by_its_first(stream: io.StringIO) -> None:
     assert lines(stream) == [{"level": "error", "event": "task-failed", "logger": "x", "exception": "KeyError"}]
 
 
+def test_only_an_error_of_the_configuration_is_quoted(stream: io.StringIO) -> None:
+    """Why a reload was refused is for the hospital's IT; nobody else can use its key (R32)."""
+    logs.get("x").error("reload-refused", exc_info=ConfigurationError("route.store: expected an AE", hint="add it"))
+    logs.get("x").error("reload-refused", exc_info=GatewayError(CANARY), configuration=CANARY)
+    assert [line.get("configuration") for line in lines(stream)] == ["route.store: expected an AE (add it)", None]
+    assert CANARY not in stream.getvalue()
+
+
 def test_a_library_is_heard_but_not_quoted(stream: io.StringIO) -> None:
     """Message, arguments and extra of a foreign record are dropped; its name, level and exception's type stay."""
     try:
@@ -185,6 +194,7 @@ def test_without_a_stream_lines_go_to_standard_error() -> None:
     program = f"""
 import asyncio, logging, warnings
 from gateway import logs
+from gateway.errors import ConfigurationError, GatewayError
 logs.configure()
 logs.get("gateway").info("started", port=25)
 logging.getLogger("pydicom").warning("{CANARY}")
