@@ -264,7 +264,8 @@ def compare(name: str, bar: float, ours: list[float], theirs: list[float], unit:
     pairs = sorted(their / our for our, their in zip(ours, theirs, strict=True))
     ratio = statistics.median(pairs)
     print(
-        f"{name}: ours {unit / statistics.median(ours):.0f} {word}, Postfix {unit / statistics.median(theirs):.0f} {word}, "
+        f"{name}: ours {unit / statistics.median(ours):.0f} {word}, "
+        f"Postfix {unit / statistics.median(theirs):.0f} {word}, "
         f"ratio {ratio:.2f} (pairs {pairs[0]:.2f}..{pairs[-1]:.2f}, bar {bar})"
     )
     return ratio >= bar
@@ -278,6 +279,7 @@ def ratios(pairs: int) -> bool:
         write_message(message, LARGE)
         good = True
         with postfix(folder / "postfix") as theirs, our_door(folder / "door") as (ours, _):
+
             def measured(port: int) -> float:
                 settle(folder / "postfix/queue")
                 return send(port, message)
@@ -308,8 +310,10 @@ def cost(size: int) -> bool:
             process.stdin.write("\n")
             process.stdin.flush()
             stall = json.loads(process.stdout.readline())["stall"]
-    print(f"{size >> 20} MiB: {size / 1e6 / seconds:.0f} MB/s, peak memory +{(after - before) / 1e6:.1f} MB, "
-          f"longest stall {stall * 1e3:.1f} ms")
+    print(
+        f"{size >> 20} MiB: {size / 1e6 / seconds:.0f} MB/s, peak memory +{(after - before) / 1e6:.1f} MB, "
+        f"longest stall {stall * 1e3:.1f} ms"
+    )
     return after - before < 10e6
 
 
