@@ -10,7 +10,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, case, cast, exists, func, literal, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Select,
+    Table,
+    and_,
+    case,
+    cast,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+)
 
 from gateway.ledger.notices import open_notices
 from gateway.ledger.tables import delivery, destination, event, finding, instance, message, ticket, total
@@ -191,31 +205,33 @@ def reconcile(connection: Connection, has_bytes: Callable[[str], bool]) -> dict[
 
 
 def _messages(connection: Connection, unaccounted: int) -> dict[str, Any]:
-    counts = _totals(connection, "message")
-    for outcome, count in connection.execute(select(message.c.outcome, func.count()).group_by(message.c.outcome)):
-        counts[outcome] += count
+    counts = _counts(connection, "message", message)
     doubtful = connection.scalar(select(func.count(func.distinct(delivery.c.message))).where(_DOUBTFUL)) or 0
-    return {"in": sum(counts.values()), **counts, "unaccounted": unaccounted, "doubtful": doubtful}
+    return {**counts, "unaccounted": unaccounted, "doubtful": doubtful}
 
 
 def _instances(connection: Connection) -> dict[str, Any]:
-    counts = _totals(connection, "instance")
-    for outcome, count in connection.execute(select(delivery.c.outcome, func.count()).group_by(delivery.c.outcome)):
-        counts[outcome] += count
+    counts = _counts(connection, "instance", delivery)
     doubtful = connection.scalar(select(func.count()).select_from(delivery).where(_DOUBTFUL)) or 0
-    orphans = connection.scalar(
-        select(func.count())
-        .select_from(delivery)
-        .where(delivery.c.outcome == Outcome.WAITING, delivery.c.next_attempt.is_(None))
-    )
-    return {"in": sum(counts.values()), **counts, "unaccounted": orphans or 0, "doubtful": doubtful}
+    astray = or_((delivery.c.outcome == Outcome.WAITING) & delivery.c.next_attempt.is_(None), _unknown(delivery))
+    unaccounted = connection.scalar(select(func.count()).select_from(delivery).where(astray)) or 0
+    return {**counts, "unaccounted": unaccounted, "doubtful": doubtful}
 
 
-def _totals(connection: Connection, unit: str) -> dict[str, int]:
-    counts = dict.fromkeys((str(outcome) for outcome in Outcome), 0)
-    for outcome, count in connection.execute(select(total.c.outcome, total.c.count).where(total.c.unit == unit)):
-        counts[outcome] += count
+def _counts(connection: Connection, unit: str, table: Table) -> dict[str, int]:
+    """Count what came in, rows and purged ones, and by outcome; what has no outcome of ours came in all the same."""
+    counts = dict.fromkeys(("in", *map(str, Outcome)), 0)
+    purged = select(total.c.outcome, total.c.count).where(total.c.unit == unit)
+    kept = select(table.c.outcome, func.count()).group_by(table.c.outcome)
+    for outcome, count in (*connection.execute(purged), *connection.execute(kept)):
+        counts["in"] += count
+        if outcome in counts:
+            counts[outcome] += count
     return counts
+
+
+def _unknown(table: Table) -> ColumnElement[bool]:
+    return table.c.outcome.not_in([str(outcome) for outcome in Outcome])
 
 
 def _astray(connection: Connection) -> set[str]:
@@ -234,7 +250,7 @@ def _astray(connection: Connection) -> set[str]:
         *worse,
         stored & ~has(delivery.c.outcome == message.c.outcome),
         has((delivery.c.outcome == Outcome.WAITING) & delivery.c.next_attempt.is_(None)),
-        message.c.outcome.not_in([str(outcome) for outcome in Outcome]),
+        _unknown(message),
         exists().where(first.c.id == message.c.duplicate_of, first.c.outcome != message.c.outcome),
     )
     return set(connection.scalars(select(message.c.id).where(wrong)))
