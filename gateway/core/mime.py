@@ -48,7 +48,6 @@ class Part:
         filename: Of the Content-Disposition; a label, never a path (AMB-6).
         start: Offset of the body.
         end: Offset behind the body, without the line end that belongs to the delimiter.
-        multipart: Section of the multipart it is in.
         depth: How deep it is nested.
     """
 
@@ -59,7 +58,6 @@ class Part:
     filename: str | None
     start: int
     end: int
-    multipart: str
     depth: int
 
 
@@ -135,7 +133,7 @@ class Walk:
         self.head, _ = self._read_head(start, prefix.removesuffix("."))
 
     def __iter__(self) -> Iterator[Part]:
-        leaf = self._open(self.head, self._body, self._prefix, "", self._level)
+        leaf = self._open(self.head, self._body, self._prefix, self._level)
         at = max(self._body - 1, 0)
         count = 0
         while not self.cut and (hit := self._next(at)) is not None:
@@ -156,7 +154,7 @@ class Walk:
                 multipart.children += 1
                 section = f"{multipart.prefix}{multipart.children}"
                 head, body = self._read_head(at, section)
-                leaf = self._open(head, body, section, multipart.section, multipart.depth)
+                leaf = self._open(head, body, section, multipart.depth)
             # The header was searched when it was read; the line end before the body may begin the next delimiter.
             at = max(at, self._body) - 1
         if self._stack and not self.cut:
@@ -164,7 +162,7 @@ class Walk:
         if leaf is not None:
             yield leaf
 
-    def _open(self, head: Head, body: int, section: str, parent: str, depth: int) -> Part | None:
+    def _open(self, head: Head, body: int, section: str, depth: int) -> Part | None:
         """Begin an entity: a multipart goes on the stack, a message is entered, anything else is an open leaf."""
         # The body of a message has no number of its own: its section is empty or ends in a dot.
         inner = bool(section) and not section.endswith(".")
@@ -188,7 +186,7 @@ class Walk:
             inner = False
         if not inner:
             section += "1"
-        return Part(section, head.type, head.encoding, head.parameters, head.filename, body, self._end, parent, depth)
+        return Part(section, head.type, head.encoding, head.parameters, head.filename, body, self._end, depth)
 
     def _push(self, head: Head, section: str, depth: int, *, inner: bool) -> bool:
         boundary = head.parameters.get("boundary", "").rstrip().encode("utf-8", "surrogateescape")
@@ -218,7 +216,6 @@ class Walk:
             leaf.filename,
             leaf.start,
             end,
-            leaf.multipart,
             leaf.depth,
         )
 

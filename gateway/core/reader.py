@@ -153,7 +153,7 @@ class _Reader:
         self._taken: list[_Taken] = []
         self._others: list[OtherPart] = []
         self._findings: list[Finding] = []
-        self._labels: list[str] = []
+        self._labels: list[tuple[str, str]] = []
         self._directories: list[tuple[str, tuple[dicomdir.Reference, ...]]] = []
         self._dicom_seen = False
         self._links_seen = False
@@ -277,7 +277,7 @@ class _Reader:
         self._findings += [finding(code, leaf.section) for code in judged.codes]
         if (leaf.file_id or "").upper() == "DICOMDIR":
             self._findings.append(finding("directory-id", leaf.section))
-        self._labels += leaf.labels
+        self._labels += [(leaf.section, label) for label in leaf.labels]
         if judged.is_identified:
             self._taken.append(_Taken(leaf, judged, span, digests))
         else:
@@ -346,9 +346,11 @@ class _Reader:
     def _findings_in(self, leaf: _Leaf) -> bool:
         return any(found.where.startswith(leaf.section + "!") for found in self._findings)
 
-    def _member(self, outer: _Leaf, member: archive.Member) -> None:
+    def _member(self, outer: _Leaf, member: archive.Member, label: str | None = None) -> None:
         section = f"{outer.section}!{member.name}"
-        leaf = _Leaf(section, "application/octet-stream", None, (member.name,), outer.unpacked + 1, outer.depth)
+        leaf = _Leaf(
+            section, "application/octet-stream", None, (label or member.name,), outer.unpacked + 1, outer.depth
+        )
         try:
             first = _begin(member.blocks)
         except Problem as problem:
@@ -376,8 +378,7 @@ class _Reader:
                 yield block
 
         for number, (name, content) in enumerate(uu.files(uu.lines(counted())), 1):
-            self._member(leaf, archive.Member(f"{number}", content))
-            self._labels.append(name)
+            self._member(leaf, archive.Member(f"{number}", content), name)
         self._others.append(OtherPart(leaf.section, leaf.type, size))
 
     def result(self, head: mime.Head) -> Reading:
@@ -401,18 +402,35 @@ class _Reader:
         return [finding("only-links")] if self._links_seen else []
 
     def _check(self, instances: tuple[Instance, ...]) -> tuple[DirectoryCheck | None, list[Finding]]:
-        if not self._directories:
-            return None, []
-        if len(self._directories) > 1:
-            # AMB-11: nobody can say which part belongs to which.
+        """Hold each DICOMDIR against what came with it."""
+        scopes = [_scope(section) for section, _ in self._directories]
+        if len(scopes) == 1:
+            scopes = [""]
+        if len(set(scopes)) < len(scopes):
+            # AMB-11: nobody can say which file belongs to which.
             return None, [finding("directory-repeated")]
-        where, references = self._directories[0]
-        uids = [instance.sop_instance for instance in instances]
-        check = dicomdir.check(references, self._labels, uids)
-        noted = [] if check.complete else [finding("directory-missing", where)]
-        if not {reference.sop_instance for reference in references} >= set(uids):
-            noted.append(finding("directory-extra", where))
-        return check, noted
+        noted: list[Finding] = []
+        missing: list[str] = []
+        for scope, (section, references) in zip(scopes, self._directories, strict=True):
+            uids = [one.sop_instance for one in instances if _belongs(one.part, scopes) == scope]
+            labels = [label for where, label in self._labels if _belongs(where, scopes) == scope]
+            check = dicomdir.check(references, labels, uids)
+            missing += check.missing
+            noted += [] if check.complete else [finding("directory-missing", section)]
+            if not {reference.sop_instance for reference in references} >= set(uids):
+                noted.append(finding("directory-extra", section))
+        return (DirectoryCheck(not missing, tuple(missing)) if scopes else None), noted
+
+
+def _scope(section: str) -> str:
+    """Return how the sections begin of all that lies in the same multipart, or in the same folder of an archive."""
+    at = section.rfind("/", section.rfind("!") + 1) if "!" in section else section.rfind(".")
+    return section[: max(at, section.rfind("!")) + 1]
+
+
+def _belongs(section: str, scopes: list[str]) -> str:
+    """Return the narrowest scope that a file lies in."""
+    return max((scope for scope in scopes if section.startswith(scope)), key=len, default="")
 
 
 def _instance(taken: _Taken, held: str | None) -> Instance:

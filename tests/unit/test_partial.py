@@ -79,6 +79,11 @@ def test_line_feeds_stay_line_feeds(tmp_path: Path) -> None:
     assert message == b"From: a\r\nSubject: x\r\n\r\none\ntwo\n"
 
 
+def test_a_fragment_may_be_nothing_but_a_header(tmp_path: Path) -> None:
+    """A cut one is joined as far as it goes."""
+    assert joined(tmp_path, b"From: a\n", b"From: a\n\ntwo") == b"From: a\r\n\r\ntwo"
+
+
 def test_a_header_over_the_limit_is_an_error(tmp_path: Path) -> None:
     """Outside or inside."""
     for message in (b"X: " + b"a" * 500 + b"\r\n\r\nx", b"X: y\r\n\r\n" + b"A: b\r\n" * 100 + b"\r\n"):

@@ -238,9 +238,24 @@ class TestDirectory:
         assert (result.dicomdir, codes(result)) == (None, ["directory-unreadable"])
 
     def test_several_are_ignored(self, tmp_path: Path) -> None:
-        """AMB-11."""
+        """AMB-11: side by side, nobody can say what belongs to which."""
         result = reading(tmp_path, mail(part(dicomdir([("A", "9")])), part(dicomdir([])), part(FILE)))
         assert (result.dicomdir, codes(result)) == (None, ["directory-repeated"])
+
+    def test_each_set_is_held_against_its_own(self, tmp_path: Path) -> None:
+        """AMB-11: two multiparts, two folders in one archive."""
+        one = mail(part(dicomdir([("A", "1.2.3.4")])), part(FILE), boundary="one")
+        two = mail(part(dicomdir([("B", "1.2.3.5"), ("C", "9.9")])), part(OTHER), boundary="two")
+        result = reading(tmp_path, mail(one, two, part(FILE)))
+        assert result.dicomdir == DirectoryCheck(complete=False, missing=("C",))
+        assert [(found.code, found.where) for found in result.findings] == [("directory-missing", "2.1")]
+        target = io.BytesIO()
+        with zipfile.ZipFile(target, "w") as made:
+            for folder, uid, file in (("CD1", "1.2.3.4", FILE), ("CD2.x", "1.2.3.5", OTHER)):
+                made.writestr(f"{folder}/DICOMDIR", dicomdir([("A", uid)]))
+                made.writestr(f"{folder}/A", file)
+        result = reading(tmp_path, mail(part(target.getvalue(), "application/zip")))
+        assert (result.dicomdir, result.findings) == (DirectoryCheck(complete=True), ())
 
     def test_its_reserved_id_alone_makes_none(self, tmp_path: Path) -> None:
         """P10-12; but an image under that label is an image: nothing is dropped for a name."""
