@@ -275,12 +275,16 @@ def utc(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+PROBLEMS = (Outcome.WAITING, Outcome.HELD, Outcome.FAILED, Outcome.REFUSED)
+"""In the order in which they decide about a whole."""
+
+
 def first_problem(outcomes: Sequence[Outcome]) -> Outcome:
     """Fold the outcomes of an item's parts into its own: waiting while anything is open, then held > failed > refused.
 
     An item without parts has nothing open and nothing wrong; its caller decides what it is.
     """
-    for worst in (Outcome.WAITING, Outcome.HELD, Outcome.FAILED, Outcome.REFUSED):
+    for worst in PROBLEMS:
         if worst in outcomes:
             return worst
     return Outcome.DELIVERED

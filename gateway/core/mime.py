@@ -49,6 +49,7 @@ class Part:
         start: Offset of the body.
         end: Offset behind the body, without the line end that belongs to the delimiter.
         multipart: Section of the multipart it is in.
+        depth: How deep it is nested.
     """
 
     section: str
@@ -59,6 +60,7 @@ class Part:
     start: int
     end: int
     multipart: str
+    depth: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,7 @@ class Walk:
             inner = False
         if not inner:
             section += "1"
-        return Part(section, head.type, head.encoding, head.parameters, head.filename, body, self._end, parent)
+        return Part(section, head.type, head.encoding, head.parameters, head.filename, body, self._end, parent, depth)
 
     def _push(self, head: Head, section: str, depth: int, *, inner: bool) -> bool:
         boundary = head.parameters.get("boundary", "").rstrip().encode("utf-8", "surrogateescape")
@@ -217,6 +219,7 @@ class Walk:
             leaf.start,
             end,
             leaf.multipart,
+            leaf.depth,
         )
 
     def _next(self, at: int) -> tuple[int, _Multipart, re.Match[bytes]] | None:

@@ -117,8 +117,8 @@ def matches(pattern: str, address: str) -> bool:
 
 
 def admits(book: Book, recipient: str) -> bool:
-    """Tell whether a recipient is ours: a route's, or one at which reports arrive (SMTP-10)."""
-    return _is_own(book, recipient) or any(_leads(route, recipient) for route in book.routes)
+    """Tell whether a recipient is ours: a route's that no mailbox is bound to, or one for reports (SMTP-10)."""
+    return _is_own(book, recipient) or any(r.mailbox is None and _leads(r, recipient) for r in book.routes)
 
 
 def decide(book: Book, envelope: Envelope, header: Header, gateway: str) -> Decision:

@@ -73,7 +73,7 @@ class Pager:
             async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
                 answer = await client.post(url, json=document)
                 answer.raise_for_status()
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             log.warning("page_failed", door="webhook", exception=type(error).__name__)
 
     async def _run(self, command: Path, document: dict[str, Any]) -> None:

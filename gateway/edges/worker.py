@@ -18,6 +18,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
@@ -32,7 +33,7 @@ LONGEST_ANSWER: Final = 64 << 20
 """Bytes of one answer: some kilobytes for each of thousands of instances."""
 
 _PR_SET_PDEATHSIG: Final = 1
-_PLAIN: Final = frozenset({("pathlib", "PosixPath"), ("pathlib", "Path"), ("builtins", "getattr")})
+_PATHS: Final = frozenset({("pathlib", "PosixPath"), ("pathlib", "Path")})
 
 
 class Workers:
@@ -48,18 +49,18 @@ class Workers:
         self._count = count
         self._memory = memory
         self._seconds = seconds
-        self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
+        self._idle: asyncio.Queue[_Worker | None] = asyncio.Queue()  # None: a place whose worker is gone
         self._all: set[_Worker] = set()
 
     async def open(self) -> None:
         """Start them, so that the first message does not wait for an interpreter."""
         for _ in range(self._count):
-            await self._add()
+            self._idle.put_nowait(await self._start())
 
     async def close(self) -> None:
         """End them, busy or not."""
-        for worker in self._all:
-            await worker.end()
+        for worker in list(self._all):
+            await self._end(worker)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a module's function in a worker. Arguments and result are pickled.
@@ -71,10 +72,17 @@ class Workers:
         """
         worker = await self._idle.get()
         try:
+            if worker is not None and not worker.alive:
+                await self._end(worker)
+                worker = None
+            worker = worker or await self._start()
             async with asyncio.timeout(self._seconds):
                 answer = await worker.call((function.__module__, function.__qualname__, args, kwargs))
         except BaseException as error:
-            await self._replace(worker)
+            # The place is free again before anything else can go wrong: without it nobody would ever read (R17).
+            self._idle.put_nowait(None)
+            if worker is not None:
+                await self._end(worker)
             if isinstance(error, TimeoutError):
                 raise WorkerError(
                     f"reading took longer than {self._seconds:.0f} s", hint="limits.worker_time"
@@ -86,15 +94,14 @@ class Workers:
         result: T = _open_answer(answer)
         return result
 
-    async def _add(self) -> None:
+    async def _start(self) -> _Worker:
         worker = await _Worker.start(self._memory)
         self._all.add(worker)
-        self._idle.put_nowait(worker)
+        return worker
 
-    async def _replace(self, worker: _Worker) -> None:
+    async def _end(self, worker: _Worker) -> None:
         self._all.discard(worker)
         await worker.end()
-        await self._add()
 
 
 class _Worker:
@@ -118,6 +125,10 @@ class _Worker:
                 limit=1 << 20,
             )
         )
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
 
     async def call(self, request: tuple[Any, ...]) -> bytes:
         source, sink = self._process.stdout, self._process.stdin
@@ -143,10 +154,23 @@ class _OwnTypes(pickle.Unpickler):
     """Whatever happened in the worker, it cannot make the gateway call anything but its own types."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Allow the gateway's types and paths."""
-        if module.split(".", 1)[0] == "gateway" or (module, name) in _PLAIN:
+        """Allow the gateway's own classes, paths, and the members of an enumeration."""
+        if (module, name) == ("builtins", "getattr"):
+            return _member  # how Python 3.11 writes a member of an enumeration
+        if (module, name) in _PATHS:
             return super().find_class(module, name)
+        # A name with dots, or one that a module has only imported, would lead to everything there is.
+        if module.split(".", 1)[0] == "gateway" and "." not in name:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and found.__module__ == module:
+                return found
         raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _member(kind: Any, name: str) -> Any:
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind[name]
+    raise pickle.UnpicklingError(name)
 
 
 def _open_answer(answer: bytes) -> Any:

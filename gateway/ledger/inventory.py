@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, cast, exists, func, literal, or_, select
+from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, case, cast, exists, func, literal, or_, select
 
 from gateway.ledger.notices import open_notices
 from gateway.ledger.tables import delivery, destination, event, finding, instance, message, ticket, total
 from gateway.ledger.verbs import UnknownItemError
-from gateway.model import Outcome, Stage, utc
+from gateway.model import PROBLEMS, Outcome, Stage, utc
 
 MOST_ITEMS = 10_000
 """Items in one list; a longer one says that it was cut."""
 
 _DOUBTFUL = (delivery.c.sends_unknown > 0) & delivery.c.outcome.in_([Outcome.WAITING, Outcome.HELD])
+
+_STAGE = case((message.c.kind == "report", literal(str(Stage.REPORT))), else_=message.c.stage)
+"""The stage as people see it: mail that is a report waits for nothing in RECEIVE."""
 
 
 def list_items(
@@ -34,7 +37,7 @@ def list_items(
 ) -> dict[str, Any]:
     """List items, the newest first, with the notices that are open and the state of each destination."""
     wanted = _items()
-    for column, value in ((message.c.outcome, outcome), (message.c.stage, stage), (message.c.partner, partner)):
+    for column, value in ((message.c.outcome, outcome), (_STAGE, stage), (message.c.partner, partner)):
         if value is not None:
             wanted = wanted.where(column == value)
     rows = connection.execute(wanted.order_by(message.c.received_at.desc(), message.c.id.desc()).limit(most + 1)).all()
@@ -66,6 +69,7 @@ def _items() -> Select[Any]:
     pending = select(ticket.c.due).where(ticket.c.key == literal("receive:") + message.c.id).scalar_subquery()
     return select(
         message,
+        _STAGE.label("shown_stage"),
         counts.c.instances,
         counts.c.delivered,
         counts.c.sends,
@@ -82,7 +86,7 @@ def _item(row: Any, now: datetime) -> dict[str, Any]:
         "id": row.id,
         "direction": row.direction,
         "outcome": row.outcome,
-        "stage": Stage.REPORT if row.kind == "report" else row.stage,
+        "stage": row.shown_stage,
         "partner": row.partner,
         "instances": row.instances or 0,
         "delivered": row.delivered or 0,
@@ -221,13 +225,17 @@ def _astray(connection: Connection) -> set[str]:
         return exists().where(delivery.c.message == message.c.id, which)
 
     stored = (message.c.stage == Stage.STORE) & message.c.duplicate_of.is_(None)
-    waits = has(delivery.c.outcome == Outcome.WAITING)
+    first = message.alias("first")
+    worse = (
+        stored & (message.c.outcome == fine) & has(delivery.c.outcome.in_(PROBLEMS[:at]))
+        for at, fine in enumerate((*PROBLEMS, Outcome.DELIVERED))
+    )
     wrong = or_(
-        stored & (message.c.outcome == Outcome.WAITING) & ~waits,
-        stored & (message.c.outcome != Outcome.WAITING) & waits,
-        stored & (message.c.outcome == Outcome.DELIVERED) & has(delivery.c.outcome != Outcome.DELIVERED),
+        *worse,
+        stored & ~has(delivery.c.outcome == message.c.outcome),
         has((delivery.c.outcome == Outcome.WAITING) & delivery.c.next_attempt.is_(None)),
         message.c.outcome.not_in([str(outcome) for outcome in Outcome]),
+        exists().where(first.c.id == message.c.duplicate_of, first.c.outcome != message.c.outcome),
     )
     return set(connection.scalars(select(message.c.id).where(wrong)))
 
@@ -295,7 +303,7 @@ def census(connection: Connection, now: datetime, destinations: Collection[str])
         .group_by(delivery.c.destination)
     )
     ages = {name: max((now - since).total_seconds(), 0.0) for name, since in connection.execute(waiting)}
-    rows = connection.execute(select(destination)).all()
+    rows = connection.execute(select(destination).where(destination.c.name.in_(destinations))).all()
     stage = func.substr(ticket.c.key, 1, func.instr(ticket.c.key, ":") - 1)
     if connection.dialect.name == "postgresql":
         stage = func.split_part(ticket.c.key, ":", 1)

@@ -41,6 +41,7 @@ class Janitor:
     def __init__(self, ledger: Ledger, spool: Spool) -> None:
         self.ledger = ledger
         self.spool = spool
+        self._suspects: set[str] = set()
 
     async def reissue(self, now: datetime) -> int:
         """Put a ticket for each row that wants work and has none; return how many."""
@@ -61,16 +62,18 @@ class Janitor:
         return count
 
     async def sweep(self, now: datetime) -> int:
-        """Delete bytes that no row speaks of: never acknowledged, or purged; return how many files."""
+        """Delete bytes that no row speaks of: never acknowledged, or purged; return how many files.
+
+        Only what the last sweep found without a row too: a clock that jumps ahead makes young bytes look old (R29).
+        """
         old = await asyncio.to_thread(lambda: list(self.spool.keys((now - ORPHAN_AGE).timestamp())))
-        count = 0
+        orphans: set[str] = set()
         for at in range(0, len(old), MOST_ROWS):
             some = old[at : at + MOST_ROWS]
-            needed = await self.ledger.read(partial(_needed, keys=some))
-            orphans = [key for key in some if key not in needed]
-            await asyncio.to_thread(self.spool.remove_all, orphans)
-            count += len(orphans)
-        return count
+            orphans |= set(some) - await self.ledger.read(partial(_needed, keys=some))
+        found, self._suspects = orphans & self._suspects, orphans
+        await asyncio.to_thread(self.spool.remove_all, found)
+        return len(found)
 
     async def prove(self, now: datetime) -> bool:
         """Make the conservation proof, and open a notice when it does not hold (R34)."""

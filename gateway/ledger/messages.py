@@ -18,9 +18,6 @@ from gateway.ledger.notices import close_notice, open_notice
 from gateway.ledger.tables import delivery, finding, instance, message
 from gateway.model import Direction, Envelope, Header, Instance, Outcome, Reading, Stage, first_problem
 
-RELEASED = "released"
-"""Code of a message that a person let go on: that word stands for the checks that cannot be made."""
-
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: nothing that is misread on the telephone
 
 
@@ -178,7 +175,8 @@ def _first_of(connection: Connection, row: Mapping[str, Any], since: datetime) -
     if row["message_id"] is None:
         return None
     wanted = {"same_id": row["message_id"], "same_body": row["body_sha256"], "since": since}
-    return next((dict(first) for first in connection.execute(_FIRST, wanted).mappings() if _repeats(row, first)), None)
+    firsts = map(dict, connection.execute(_FIRST, wanted).mappings())
+    return next((first for first in firsts if _repeats(row, first)), None)
 
 
 def _repeats(row: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
@@ -187,7 +185,7 @@ def _repeats(row: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What RECEIVE needs to know of a message; ``released`` when a person let it go on."""
+    """What RECEIVE needs to know of a message."""
 
     id: str
     blob: str
@@ -200,7 +198,6 @@ class Row:
     tries: int
     stage: Stage
     outcome: Outcome
-    released: bool
 
 
 def get(connection: Connection, key: str) -> Row | None:
@@ -221,7 +218,6 @@ def get(connection: Connection, key: str) -> Row | None:
         row.tries,
         Stage(row.stage),
         Outcome(row.outcome),
-        row.code == RELEASED,
     )
 
 

@@ -6,6 +6,9 @@ later work, in a process of its own; the original is kept untouched, so that eve
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -18,11 +21,23 @@ import structlog
 from gateway.config import Configuration, Limits
 from gateway.core import header, routing
 from gateway.core.reader import Rules
-from gateway.errors import GatewayError, LowDiskError, RefusedError, WorkerError
+from gateway.errors import RefusedError, WorkerError
 from gateway.ledger import messages
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.spool import Draft, Spool
-from gateway.model import Digest, Direction, Envelope, Finding, Instance, Outcome, Reading, Severity, Span, Stage
+from gateway.model import (
+    Digest,
+    Direction,
+    Envelope,
+    Finding,
+    Header,
+    Instance,
+    Outcome,
+    Reading,
+    Severity,
+    Span,
+    Stage,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +50,18 @@ STRANGE: Final = 3
 PROTECTION_NOT_CHECKED: Final = "protection-not-checked"
 """The code of a message whose partner asks for protection that nobody can check yet."""
 
+POLITE: Final = 1.0
+"""Seconds that reading steps back at most while messages are being taken in: their senders wait for an answer."""
+
+CALM: Final = 0.05
+"""Seconds without a message being taken in after which the burst is over."""
+
 NEXT_TRY: Final = timedelta(seconds=30)
+
+OURS: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ESTALE}
+)
+"""What the operating system says when this machine has a trouble that a message cannot bring about."""
 
 RunWorker = Callable[[Span, Rules, Path], Awaitable[Reading]]
 """Runs the File-set Reader somewhere it can do no harm."""
@@ -90,6 +116,8 @@ def judge(reading: Reading, decision: routing.Decision) -> Verdict:
     """Decide about a message that was read: a report is no study; a partner's mail without DICOM needs a person."""
     if reading.instances and decision.routes:
         return Verdict()
+    if reading.instances and decision.partner is not None:
+        return Verdict(held="no-route")  # images sent to an address of ours for reports: a person decides
     if reading.kind == "partial":
         return Verdict(held="fragment-not-joined")
     if reading.kind == "report" or not decision.routes or decision.partner is None:
@@ -129,6 +157,9 @@ class Receive:
         self.ledger = ledger
         self.spool = spool
         self._read = read
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._calm: asyncio.TimerHandle | None = None
         self.reload(configuration)
 
     def reload(self, configuration: Configuration) -> None:
@@ -164,12 +195,19 @@ class Receive:
             OSError: The disk did not take it; nothing was kept.
             LedgerError: The ledger did not take it; the peer must try again.
         """
-        now = datetime.now(UTC)
-        fields = header.parse(digest.header)
+        self._bustle()
         try:
+            return await self._accept(envelope, draft, digest)
+        finally:
+            self._bustle()
+
+    async def _accept(self, envelope: Envelope, draft: Draft, digest: Digest) -> str:
+        now = datetime.now(UTC)
+        try:
+            fields = header.parse(digest.header)
             decision = routing.decide(self.book, envelope, fields, self.configuration.gateway.name)
             self.demand_room(0)
-        except (RefusedError, LowDiskError):
+        except BaseException:
             draft.discard()
             raise
         key = messages.new_id(Direction.IN, now)
@@ -204,13 +242,24 @@ class Receive:
         if row.crashes >= POISON:
             await self._hold(key, "poison", f"the gateway stopped {row.crashes} times while reading it")
             return None
+        await self._step_back()
         try:
             return await self._receive(row)
-        except (GatewayError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  nobody foresaw it: it counts, and the third time a person is told
             return await self._failed(row, error)
 
+    def _bustle(self) -> None:
+        self._quiet.clear()
+        if self._calm is not None:
+            self._calm.cancel()
+        self._calm = asyncio.get_running_loop().call_later(CALM, self._quiet.set)
+
+    async def _step_back(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), POLITE)
+
     async def _receive(self, row: messages.Row) -> datetime | None:
-        fields = header.parse(self._head(row))
+        fields = await asyncio.to_thread(self._header, row)
         try:
             decision = routing.decide(self.book, row.envelope, fields, self.configuration.gateway.name)
         except RefusedError:
@@ -248,19 +297,19 @@ class Receive:
             self.spool.remove(blob)  # a person was quicker
         log.info("read", id=row.id, kind=reading.kind, instances=len(reading.instances), seconds=round(seconds, 3))
 
-    def _head(self, row: messages.Row) -> bytes:
+    def _header(self, row: messages.Row) -> Header:
         with self.spool.path(row.blob).open("rb") as file:
-            return file.read(min(row.size, self.configuration.limits.header))
+            return header.parse(file.read(self.configuration.limits.header))
 
     async def _failed(self, row: messages.Row, error: Exception) -> datetime | None:
         now = datetime.now(UTC)
         name = type(error).__name__
         text = error.text if isinstance(error, WorkerError) else f"reading failed: {name}"
         log.warning("receive_failed", id=row.id, exception=name)
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and not self.spool.has(row.blob):
             await self._hold(row.id, "bytes-missing", "its bytes are gone from the spool")
             return None
-        if isinstance(error, LowDiskError) or (isinstance(error, OSError) and not isinstance(error, TimeoutError)):
+        if isinstance(error, OSError) and error.errno in OURS:
             # The disk is full or ill: that is no fault of the message, so it does not count against it (R5).
             return now + NEXT_TRY
         if await self.ledger.write(lambda c: messages.count_try(c, row.id, text, now)) >= STRANGE:

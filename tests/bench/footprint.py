@@ -59,7 +59,8 @@ def write_message(path: Path, size: int) -> None:
     body = head.getvalue()[:-12] + b"\xe0\x7f\x10\x00OW\0\0" + size.to_bytes(4, "little")
     with path.open("wb") as file:
         file.write(
-            b"From: dicom@clinic-a.test\r\nTo: pacs@gateway.test\r\nMessage-ID: <large@clinic-a.test>\r\nMIME-Version: 1.0\r\n"
+            b"From: dicom@clinic-a.test\r\nTo: pacs@gateway.test\r\nMessage-ID: <large@clinic-a.test>\r\n"
+            b"MIME-Version: 1.0\r\n"
             b'Content-Type: multipart/mixed; boundary="edge"\r\n\r\n--edge\r\nContent-Type: application/dicom\r\n'
             b"Content-Transfer-Encoding: base64\r\n\r\n"
         )

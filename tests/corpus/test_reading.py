@@ -51,7 +51,7 @@ def manifest() -> list[dict[str, str]]:
 ROWS = manifest()
 DICOM = [row for row in ROWS if row["path"].startswith("dicom/")]
 COMPOSED = sorted(ROOT.glob("composed/*.eml")) if CORPUS else []
-OPEN = [path for path in COMPOSED if not path.name.startswith(("o6-", "o7-"))]
+OPEN = [path for path in COMPOSED if not path.name.startswith("o7-")]
 
 
 @pytest.mark.parametrize("path", OPEN, ids=lambda path: path.name)

@@ -49,9 +49,8 @@ class Daemon(Peer):
             if "ae" not in given:
                 lines.append(f'[ae.{name}]\ntitle = "{title}"\nhost = "127.0.0.1"\nport = {port}\ntimeout = "10s"\n')
             if "route" not in given:
-                lines.append(
-                    f'[[route]]\nname = "to {name}"\nfrom = "clinic-a"\nto = "{name}@gateway.test"\nstore = ["{name}"]\n'
-                )
+                lines.append(f'[[route]]\nname = "to {name}"\nfrom = "clinic-a"\n')
+                lines.append(f'to = "{name}@gateway.test"\nstore = ["{name}"]\n')
         return "\n".join([*lines, sections])
 
     def command(self) -> Sequence[str]:

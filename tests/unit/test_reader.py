@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import quopri
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from gateway.core import reader, transfer
+from gateway.core import output, reader, transfer
 from gateway.core.findings import CODES, finding
 from gateway.model import DirectoryCheck, Fragment, OtherPart, Severity, Span
 from tests.samples import (
     CT,
     DEFLATED,
     EXPLICIT,
+    IMPLICIT,
     codes,
     content,
     data_set,
@@ -55,7 +58,7 @@ def test_instances_lie_behind_one_another_in_one_file(tmp_path: Path) -> None:
 
 def test_hashing_waits_for_nobody_and_nobody_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks of many files, all on the second thread, in the right order."""
-    monkeypatch.setattr(reader, "_THREAD_PAYS", 1)
+    monkeypatch.setattr(output, "THREAD_PAYS", 1)
     monkeypatch.setattr(transfer, "BLOCK", 50_000)
     result = reading(tmp_path, mail(*[part(OTHER), part(FILE)] * 3))
     assert [instance.sha256 for instance in result.instances] == [
@@ -173,6 +176,16 @@ def test_a_file_over_the_limit_is_not_written(tmp_path: Path) -> None:
     assert result.other_parts[0].part == "1"
 
 
+def test_a_big_file_that_is_damaged_as_well_is_counted_as_far_as_it_goes(tmp_path: Path) -> None:
+    """Two reasons at once: the first one is told."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("a", dicom_file(data_set(more=bytes(9_000_000))))
+    result = reading(tmp_path, mail(part(target.getvalue(), "application/zip")), instance=100_000)
+    assert codes(result) == ["instance-too-big"]
+    assert result.other_parts[0].part == "1!a"
+
+
 def test_a_deflate_bomb_is_held(tmp_path: Path) -> None:
     """Ratio counts for a deflated data set."""
     data = data_set(more=element(0x7FE00010, "OW", bytes(3_000_000)))
@@ -229,10 +242,11 @@ class TestDirectory:
         result = reading(tmp_path, mail(part(dicomdir([("A", "9")])), part(dicomdir([])), part(FILE)))
         assert (result.dicomdir, codes(result)) == (None, ["directory-repeated"])
 
-    def test_its_reserved_id_makes_one(self, tmp_path: Path) -> None:
-        """P10-12: whatever its class says."""
+    def test_its_reserved_id_alone_makes_none(self, tmp_path: Path) -> None:
+        """P10-12; but an image under that label is an image: nothing is dropped for a name."""
         result = reading(tmp_path, mail(part(FILE, "application/dicom; id=DICOMDIR")))
-        assert (result.kind, result.instances) == ("dicom", ())
+        assert content(result.instances[0].file) == FILE
+        assert codes(result) == ["directory-id"]
 
 
 class TestClassification:
@@ -270,6 +284,11 @@ class TestFragment:
         assert (result.kind, result.partial, result.instances) == ("partial", Fragment("x@y", 2, 3), ())
         assert reading(tmp_path, f"{head}\r\n\r\n".encode()).partial == Fragment("x@y", 2, None)
 
+    def test_an_encoded_fragment_is_an_error(self, tmp_path: Path) -> None:
+        """PRT-1: nobody says what such a seam is."""
+        message = b"Content-Type: message/partial; id=x; number=1\r\nContent-Transfer-Encoding: base64\r\n\r\nQUJD"
+        assert codes(reading(tmp_path, message)) == ["invalid-fragment"]
+
     @pytest.mark.parametrize(
         "parameters", ["", "; id=x", "; number=1", "; id=x; number=0", "; id=x; number=-1", "; id=x; number=3; total=2"]
     )
@@ -277,6 +296,85 @@ class TestFragment:
         """Order is never guessed."""
         result = reading(tmp_path, f"Content-Type: message/partial{parameters}\r\n\r\nx".encode())
         assert (result.kind, result.partial, codes(result)) == ("partial", None, ["invalid-fragment"])
+
+
+class TestBare:
+    """AMB-2: data sets without preamble."""
+
+    @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+    def test_one_is_taken_where_the_route_allows_it(self, tmp_path: Path, syntax: str) -> None:
+        """Its syntax is found out; its file is its data set."""
+        data = data_set(syntax=syntax)
+        result = reading(tmp_path, mail(part(data)), bare_dicom=True)
+        (instance,) = result.instances
+        assert codes(result) == ["bare-data-set-taken"]
+        assert (instance.transfer_syntax, instance.data_set) == (syntax, 0)
+        assert instance.sha256 == instance.data_set_sha256 == hashlib.sha256(data).hexdigest()
+        assert instance.held is None
+
+    def test_meta_information_without_preamble_is_read(self, tmp_path: Path) -> None:
+        """Some programs drop the first 132 bytes."""
+        data = FILE[132:]
+        result = reading(tmp_path, mail(part(data)), bare_dicom=True)
+        (instance,) = result.instances
+        assert data[instance.data_set :] == data_set()
+        assert instance.data_set_sha256 == hashlib.sha256(data_set()).hexdigest()
+
+    @pytest.mark.parametrize("allowed", [True, False])
+    @pytest.mark.parametrize(
+        "data",
+        [
+            data_set()[:-1],
+            data_set(sop_class="1.2.840.10008.9", study=""),
+            data_set(sop_class="1.2.840.10008.1.1"),
+            FILE[132:200],
+        ],
+    )
+    def test_one_that_cannot_be_vouched_for_is_refused(self, tmp_path: Path, data: bytes, allowed: bool) -> None:
+        """It must be a storage object that parses to its end."""
+        result = reading(tmp_path, mail(part(data)), bare_dicom=allowed)
+        assert (result.kind, result.instances, codes(result)) == ("dicom", (), ["bare-data-set"])
+        assert (tmp_path / "instances").read_bytes() == b""
+
+    def test_none_is_taken_unless_allowed(self, tmp_path: Path) -> None:
+        """The finding says how to allow it."""
+        assert codes(reading(tmp_path, mail(part(data_set())))) == ["bare-data-set"]
+
+
+class TestEncodedMessage:
+    """RFC 2046 §5.2.1 forbids what some gateways do."""
+
+    def test_a_message_in_base64_is_walked(self, tmp_path: Path) -> None:
+        """With the numbers it would have had."""
+        inner = mail(part(FILE), mail(part(OTHER), boundary="in"), boundary="deep")
+        result = reading(tmp_path, mail(part(b"x", "text/plain"), part(inner, "message/rfc822")))
+        assert [instance.part for instance in result.instances] == ["2.1", "2.2.1"]
+
+    def test_limits_hold_through_it(self, tmp_path: Path) -> None:
+        """Parts are counted on, and depth too."""
+        inner = mail(*[part(FILE)] * 9)
+        result = reading(tmp_path, mail(part(b"x", "text/plain"), part(inner, "message/rfc822")), parts=5)
+        assert "too-many-parts" in codes(result)
+        assert all(instance.held == "too-many-parts" for instance in result.instances)
+        for _ in range(9):
+            inner = part(inner, "message/rfc822")
+        result = reading(tmp_path, inner, depth=5)
+        assert (result.instances, result.other_parts[0].part) == ((), "1.1.1.1.1.1")
+
+
+@pytest.mark.parametrize(
+    ("leaf", "code"),
+    [
+        (part(b"j" * 50_000, "image/jpeg"), ["only-images"]),
+        (part(b"j" * 500, "image/png"), []),
+        (part(b'<a href="https://cloud.example/x">', "text/html"), ["only-links"]),
+        (part(b"hello", "text/plain"), []),
+    ],
+)
+def test_a_mail_without_dicom_says_what_it_has_instead(tmp_path: Path, leaf: bytes, code: list[str]) -> None:
+    """AMB-19, AMB-20, AMB-36: pictures that are no logos, links that are not followed."""
+    result = reading(tmp_path, mail(leaf))
+    assert (result.kind, codes(result)) == ("other", code)
 
 
 def test_the_only_error_is_that_of_the_disk(tmp_path: Path) -> None:
