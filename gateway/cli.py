@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, cast
@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, cast
 import typer
 
 from gateway import __version__
-from gateway.errors import ConfigurationError, GatewayError, PeerUnreachableError, UsageError
+from gateway.errors import ConfigurationError, GatewayError, UsageError
 from gateway.model import Outcome, Stage
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from gateway.checks import Check
     from gateway.config import ApplicationEntity, Configuration
     from gateway.users import Users
 
@@ -225,6 +226,7 @@ def _entity(text: str) -> ApplicationEntity:
 def check(
     context: typer.Context,
     offline: Annotated[bool, typer.Option("--offline", help="The configuration alone; call nobody.")] = False,
+    as_json: AsJson = False,
     config: Config = None,
 ) -> int:
     """Check the configuration, then test everything live: doors, PACS, relay, disk.
@@ -232,19 +234,10 @@ def check(
     Use it before each start and after each change. Each line is ok, a warning or a problem, and says what to do. The
     exit code is 1 with a problem, 2 when the configuration cannot be used, 3 when only a peer gives no answer.
     """
-    from gateway import story
-    from gateway.config import advice
+    from gateway import checks
 
     configuration = _configuration(context, config)
-    _show(story.verdict("ok", "configuration", f"{configuration.source} is valid"))
-    found = advice(configuration)
-    _show(*(story.verdict(one.level, one.key, one.what, one.do) for one in found))
-    code = 1 if any(one.level == "problem" for one in found) else 0
-    if offline:
-        return code
-    from gateway import service
-
-    return max(code, _report(service.live_checks(configuration)), key=_GRAVITY.index)
+    return _report(checks.review(configuration) if offline else checks.check(configuration), as_json)
 
 
 @app.command(epilog="Example: dicom-mail echo pacs")
@@ -252,6 +245,7 @@ def echo(
     context: typer.Context,
     ae: Annotated[str | None, typer.Argument(metavar="[AE]", help="The NAME of its section [ae.NAME].")] = None,
     everybody: Annotated[bool, typer.Option("--all", help="Every destination; so it is without AE.")] = False,
+    as_json: AsJson = False,
     config: Config = None,
 ) -> int:
     """Ask who is there: C-ECHO to destinations, EHLO to the relay, login to mailboxes.
@@ -263,32 +257,23 @@ def echo(
         raise UsageError("expected either AE or --all")
     if ae is not None and ae not in configuration.ae:
         raise UsageError(f"there is no [ae.{ae}]", hint=f"known: {', '.join(configuration.ae) or 'none'}")
-    from gateway import service
+    from gateway import checks
 
-    return _report(service.echo(configuration, ae))
-
-
-_GRAVITY: Final = (0, PeerUnreachableError.exit_code, GatewayError.exit_code)
-"""Exit codes, the worst last."""
+    return _report(checks.echo(configuration, ae), as_json)
 
 
-def _report(checks: AsyncIterator[tuple[str, bool | None, str, str]]) -> int:
-    """Print live checks as they come: True is ok, False a problem, None a peer that gives no answer."""
-    import asyncio
+def _report(found: Iterator[Check], as_json: bool) -> int:
+    """Print checks as they come, or all of them as JSON; return the exit code."""
+    from gateway import checks, story
 
-    from gateway import story
-
-    marks = {True: ("ok", 0), None: ("no answer", _GRAVITY[1]), False: ("problem", _GRAVITY[2])}
-
-    async def report() -> int:
-        worst = 0
-        async for subject, good, text, do in checks:
-            mark, code = marks[good]
-            _show(story.verdict(mark, subject, text, do))
-            worst = max(worst, code, key=_GRAVITY.index)
-        return worst
-
-    return asyncio.run(report())
+    seen = []
+    for one in found:
+        seen.append(one)
+        if not as_json:
+            _show(story.verdict(*one))
+    if as_json:
+        _print_json(checks.document(seen))
+    return checks.exit_code(one.mark for one in seen)
 
 
 @app.command()

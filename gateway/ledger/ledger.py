@@ -258,19 +258,34 @@ def migrate(connection: Connection) -> None:
     Raises:
         LedgerError: The ledger is of a newer release.
     """
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    current = MigrationContext.configure(connection).get_current_revision()
+    schema(connection)
     connection.rollback()
-    if current is not None and current not in known:
+    config = _migrations()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    connection.commit()
+
+
+def schema(connection: Connection) -> tuple[str | None, str]:
+    """Tell which schema a ledger has, None for none yet, and which one this release wants. Changes nothing.
+
+    Raises:
+        LedgerError: The ledger is of a newer release.
+    """
+    scripts = ScriptDirectory.from_config(_migrations())
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
         raise LedgerError(
             f"the ledger was written by a newer release (schema {current})",
             hint="install that release again, or restore a backup made before the upgrade",
         )
-    command.upgrade(config, "head")
-    connection.commit()
+    return current, scripts.get_current_head() or ""
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def _prepare_sqlite(engine: Engine, path: Path) -> None:

@@ -4,14 +4,15 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from gateway import __version__, cli
+from gateway import __version__, checks, cli
+from gateway.checks import Check, Mark
 from gateway.config import ApplicationEntity, Configuration
 from gateway.errors import FolderInUseError, GatewayError
 
@@ -60,8 +61,6 @@ READING: dict[str, Any] = {
     "outcome": "refused",
 }
 
-Check = tuple[str, bool | None, str, str]
-
 
 @pytest.fixture(autouse=True)
 def _no_configuration_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,16 +90,6 @@ def service(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gateway", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-
-
-def answers(*checks: Check) -> Callable[..., AsyncIterator[Check]]:
-    """A live check that was decided beforehand."""
-
-    async def answer(*_arguments: object) -> AsyncIterator[Check]:
-        for check in checks:
-            yield check
-
-    return answer
 
 
 # The way in and out
@@ -343,44 +332,53 @@ def test_check_ends_with_one_on_a_problem(config: str, tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("checks", "code"),
+    ("found", "code"),
     [
-        ([("disk", True, "", "")], 0),
-        ([("disk", True, "", ""), ("ae.pacs", None, "connection refused", "start it")], 3),
-        ([("smtp", False, "port 25 is taken", "stop the other"), ("ae.pacs", None, "refused", "")], 1),
+        ([Check(Mark.OK, "disk", "")], 0),
+        ([Check(Mark.OK, "disk", ""), Check(Mark.WARNING, "smtp.certificate", "ends soon", "renew it")], 0),
+        ([Check(Mark.OK, "disk", ""), Check(Mark.NO_ANSWER, "ae.pacs", "connection refused", "start it")], 3),
+        ([Check(Mark.PROBLEM, "smtp", "port taken", "stop the other"), Check(Mark.NO_ANSWER, "ae.pacs", "refused")], 1),
         ([], 0),
     ],
 )
 def test_live_checks_decide_the_exit_code(
-    config: str, service: ModuleType, checks: list[Check], code: int, capsys: pytest.CaptureFixture[str]
+    config: str, monkeypatch: pytest.MonkeyPatch, found: list[Check], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """0 good, 1 a problem, 3 only a peer is unreachable."""
-    service.live_checks = answers(*checks)  # type: ignore[attr-defined]  # a stand-in has what a test gives it
+    monkeypatch.setattr(checks, "live", lambda _configuration: iter(found))
     assert cli.perform(["check", "--config", config]) == code
     shown = capsys.readouterr().out
-    marks = {True: "ok", False: "problem", None: "no answer"}
-    assert all(f"{marks[good]:<9}  {subject}" in shown for subject, good, _, _ in checks)
+    assert all(f"{one.mark:<9}  {one.subject}" in shown for one in found)
+    assert cli.perform(["check", "--config", config, "--json"]) == code
+    listed = json.loads(capsys.readouterr().out)["checks"]
+    assert listed[len(listed) - len(found) :] == [one._asdict() for one in found]
 
 
-def test_problem_in_the_configuration_outweighs_a_silent_peer(config: str, service: ModuleType, tmp_path: Path) -> None:
+def test_problem_in_the_configuration_outweighs_a_silent_peer(
+    config: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """3 means that only a peer is unreachable."""
     (tmp_path / "smtp-users").unlink()
-    service.live_checks = answers(("ae.pacs", None, "refused", ""))  # type: ignore[attr-defined]  # a stand-in
+    monkeypatch.setattr(checks, "live", lambda _configuration: iter([Check(Mark.NO_ANSWER, "ae.pacs", "refused")]))
     assert cli.perform(["check", "--config", config]) == 1
 
 
 @pytest.mark.parametrize(("arguments", "asked"), [(["pacs"], "pacs"), (["--all"], None), ([], None)])
 def test_echo_asks_one_or_all(
-    arguments: list[str], asked: str | None, config: str, service: ModuleType, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    asked: str | None,
+    config: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One destination by its name, or everybody."""
     seen: list[str | None] = []
 
-    def ask(_configuration: Configuration, name: str | None) -> AsyncIterator[Check]:
+    def ask(_configuration: Configuration, name: str | None) -> Iterator[Check]:
         seen.append(name)
-        return answers(("ae.pacs", True, "answered", ""))()
+        yield Check(Mark.OK, "ae.pacs", "answered")
 
-    service.echo = ask  # type: ignore[attr-defined]  # a stand-in has what a test gives it
+    monkeypatch.setattr(checks, "echo", ask)
     assert cli.perform(["echo", *arguments, "--config", config]) == 0
     assert seen == [asked]
     assert capsys.readouterr().out == "ok         ae.pacs: answered\n"
