@@ -20,6 +20,7 @@ import structlog
 
 from gateway.config import Configuration, Limits
 from gateway.core import header, routing
+from gateway.core.findings import finding
 from gateway.core.reader import Rules
 from gateway.errors import RefusedError, WorkerError
 from gateway.ledger import messages
@@ -34,7 +35,6 @@ from gateway.model import (
     Instance,
     Outcome,
     Reading,
-    Severity,
     Span,
     Stage,
 )
@@ -135,9 +135,7 @@ def without_repetitions(reading: Reading) -> Reading:
         if first == one.part:
             kept.append(one)
         else:
-            findings.append(
-                Finding("instance-repeated", Severity.INFO, one.part, f"the same instance as in part {first}")
-            )
+            findings.append(finding("instance-repeated", one.part))
     if not findings:
         return reading
     return replace(reading, instances=tuple(kept), findings=(*reading.findings, *findings))

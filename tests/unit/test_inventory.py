@@ -102,7 +102,7 @@ def test_the_list_tells_what_is_the_matter_with_destinations_and_what_to_do(conn
 
 
 def test_the_proof_adds_up_in_both_units(connection: Connection) -> None:
-    """in = delivered + waiting + refused + held + failed, totals of purged rows included (R34)."""
+    """In = delivered + waiting + refused + held + failed, totals of purged rows included (R34)."""
     full(connection)
     connection.execute(insert(total).values(unit="message", outcome="delivered", count=10))
     connection.execute(insert(total).values(unit="instance", outcome="delivered", count=100))
@@ -114,7 +114,12 @@ def test_the_proof_adds_up_in_both_units(connection: Connection) -> None:
         "doubtful": 1,
         "astray": [],
         "instances": {
-            **{"in": 104, "delivered": 102, "waiting": 2, "refused": 0, "held": 0, "failed": 0},
+            "in": 104,
+            "delivered": 102,
+            "waiting": 2,
+            "refused": 0,
+            "held": 0,
+            "failed": 0,
             "unaccounted": 0,
             "doubtful": 1,
         },
