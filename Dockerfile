@@ -23,7 +23,7 @@ RUN groupadd --system --gid 10025 dicom-mail \
 COPY --from=build /opt/dicom-mail /opt/dicom-mail
 # Nothing is written outside the data folder: the root file system may be read-only.
 ENV PATH=/opt/dicom-mail/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 TMPDIR=/var/lib/dicom-mail
-USER dicom-mail
+USER 10025:10025
 WORKDIR /var/lib/dicom-mail
 VOLUME /var/lib/dicom-mail
 EXPOSE 2525 8080

@@ -37,7 +37,7 @@ format: .venv/test  ## Write the code the way `check` wants to read it
 	$(BIN)/ruff format .
 
 bench: .venv/test peers  ## Speed side by side with Postfix and DCMTK; prints ratios
-	$(BIN)/python -m tests.bench $(ARGS)
+	for bench in tests/bench/*.py; do echo "== $$bench"; PYTHONPATH=.:tests/peers $(BIN)/python $$bench $(ARGS); done
 
 soak: .venv/test peers  ## Mail from ten connections into Orthanc while the gateway is killed again and again
 	PYTHONPATH=.:tests/peers $(BIN)/python tests/fault/kill.py $(ARGS)

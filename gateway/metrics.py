@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway import __version__
+from gateway import __version__, logs
 from gateway.edges.smtp import Counters
 from gateway.ledger.inventory import Census
 
@@ -122,4 +122,5 @@ def registry(readings: Readings, counters: Callable[[], Counters | None]) -> Col
     """Make the registry of one gateway; two in one process do not mix."""
     made = CollectorRegistry(auto_describe=True)
     made.register(LedgerCollector(readings, counters))
+    made.register(logs.WITHHELD)
     return made

@@ -45,6 +45,9 @@ log = structlog.get_logger(__name__)
 READERS: Final = 1
 """Worker processes that read messages; the door and the lanes need the other core."""
 
+LOOKS: Final = 8
+"""Messages in RECEIVE at the same time: one is read while the others are fetched and written down."""
+
 LOOK_AROUND: Final = 5.0
 """Seconds between two looks for what is late, full or to be told."""
 
@@ -161,7 +164,7 @@ class Service:
             self.janitor = Janitor(self.ledger, self.spool)
             self.carrier = Carrier(
                 self.ledger,
-                {"receive": Kind(self.receive.look, 2 * READERS), "store": Kind(self.store.look, 1000)},
+                {"receive": Kind(self.receive.look, LOOKS), "store": Kind(self.store.look, 1000)},
             )
             await self._recover()
             await self._open(stack)
@@ -194,17 +197,11 @@ class Service:
         stack.push_async_callback(socket.close)
         registry = metrics.registry(self.readings, lambda: self._smtp.counters if self._smtp else None)
         if (console := configuration.console) is not None:
-            await self._open_http(
-                stack,
-                HttpDoor(
-                    "console",
-                    console.listen,
-                    registry=registry,
-                    ready=self._shut,
-                    certificate=console.certificate,
-                    key_file=console.key_file,
-                ),
-            )
+            tls = None
+            if console.certificate is not None and console.key_file is not None:
+                tls = server_tls(console.certificate, console.key_file)
+            door = HttpDoor("console", console.listen, registry=registry, ready=self._shut, tls=tls)
+            await self._open_http(stack, door)
         if configuration.metrics is not None:
             door = HttpDoor("metrics", configuration.metrics.listen, registry=registry, ready=self._shut)
             await self._open_http(stack, door)
@@ -348,7 +345,7 @@ class Service:
                 raise ConfigurationError(f"{blocking[0].key}: {blocking[0].what}")
             await self._take_over(new)
         except GatewayError as error:
-            log.error("reload_refused", reason=error.text)  # noqa: TRY400
+            log.error("reload_refused", exc_info=error)  # noqa: TRY400
         finally:
             watchdog.ready()
 

@@ -135,7 +135,8 @@ def _prepared(password: str) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return lines if lines[-1] else lines[:-1]
     except FileNotFoundError:
         raise ConfigurationError(f"no users file {path}", hint="dicom-mail user add NAME") from None
     except UnicodeDecodeError:

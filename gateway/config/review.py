@@ -269,10 +269,12 @@ def _clear(what: str, do: str, key: str) -> Advice:
 
 def _patients(configuration: Configuration) -> Iterator[Advice]:
     """Inbound routes by which a foreign Patient ID may meet one of ours."""
+    built = not any(row.key in {"route.issuer", "route.patient_id"} for row in _UNBUILT)
+    do = "set issuer or patient_id" if built else "issuer and patient_id come with a later release; mind it until then"
     for route in configuration.route:
         if route.store and route.issuer is None and route.patient_id == "keep":
             what = "a foreign Patient ID arrives unmarked and may mean someone else here"
-            yield Advice("warning", what, "set issuer or patient_id", f'route "{route.name}".issuer')
+            yield Advice("warning", what, do, f'route "{route.name}".issuer')
 
 
 # ---------------------------------------------------------------------------------------------------------------

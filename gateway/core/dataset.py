@@ -194,7 +194,9 @@ class _Walk:
         self._at = start
         self._wanted = wanted
         # The same tags, and those that end a level, as one little endian number reads them.
-        self._stops = frozenset((tag & 0xFFFF) << 16 | tag >> 16 for tag in (*wanted, _ITEM_END, _SEQUENCE_END, 0))
+        self._stops = frozenset(
+            (tag & 0xFFFF) << 16 | tag >> 16 for tag in (*wanted, _ITEM, _ITEM_END, _SEQUENCE_END, 0)
+        )
         self._nested = nested
         explicit = syntax not in (IMPLICIT, GE_IMPLICIT)
         self._stack = [_Level(_DATA_SET, -1, _ENDLESS, explicit)]

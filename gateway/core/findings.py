@@ -43,7 +43,9 @@ CODES: Final[dict[str, Code]] = {
         _ERROR, "A header is longer than the limit allows.", "Raise limits.header if the sender is to be trusted."
     ),
     "no-boundary": Code(
-        _WARNING, "A multipart names no boundary that can be used; it was read as one part.", "Ask the sender's IT."
+        _WARNING,
+        "A multipart names no boundary that can be used; it was guessed, or read as one part.",
+        "Ask the sender's IT.",
     ),
     "missing-boundary": Code(_WARNING, "The closing boundary is missing: the end of the message may be lost.", _ASK),
     "damaged-base64": Code(
@@ -61,13 +63,42 @@ CODES: Final[dict[str, Code]] = {
     "invalid-fragment": Code(
         _ERROR, "A message/partial does not say which piece of what it is.", "Ask the sender for a whole mail."
     ),
+    "only-images": Code(
+        _INFO, "There are pictures in the mail, but no DICOM.", "Ask the sender for the images from their PACS."
+    ),
+    "only-links": Code(
+        _INFO, "There are links in the mail, but no DICOM. Links are never followed.", "Open it by hand if it is known."
+    ),
+    # archives, by ZIP-8
+    "damaged-archive": Code(_ERROR, "An archive cannot be unpacked.", _ASK),
+    "encrypted-archive": Code(
+        _ERROR, "An archive is locked with a password.", "Ask for S/MIME or an open archive in a sealed mail."
+    ),
+    "unsupported-archive": Code(
+        _ERROR, "An archive is of a kind that is not opened (RAR, 7z, ISO or alike).", "Ask the sender for a ZIP."
+    ),
+    "nested-archive": Code(
+        _ERROR, "Archives lie in each other deeper than is allowed.", "Ask the sender for one archive."
+    ),
+    "too-many-members": Code(
+        _ERROR, "An archive has more members than the limit allows.", "Raise limits.parts or ask for several mails."
+    ),
+    "unsafe-name": Code(_ERROR, "A name in an archive leads out of it.", "Do not open it; ask the sender's IT."),
+    "damaged-uuencode": Code(_ERROR, "Uuencoded text is damaged.", _ASK),
     # the file (PS3.10 7.1)
+    "bare-data-set": Code(
+        _ERROR, "A data set came without preamble and File Meta Information.", "Allow bare_dicom for the route."
+    ),
+    "bare-data-set-taken": Code(
+        _WARNING, "A data set came without preamble and File Meta Information; the route allows that.", _NONE
+    ),
     "instance-too-big": Code(
         _ERROR, "A file is bigger than the limit allows.", "Raise limits.instance and have the mail read again."
     ),
     "damaged-meta": Code(_ERROR, "The File Meta Information cannot be read.", _ASK),
     "meta-length": Code(_WARNING, "The group length of the File Meta Information is wrong or missing.", _NONE),
     "no-transfer-syntax": Code(_ERROR, "The File Meta Information names no transfer syntax.", _ASK),
+    "directory-id": Code(_WARNING, "An image calls itself DICOMDIR; it was taken as the image it is.", _NONE),
     "meta-incomplete": Code(_INFO, "The File Meta Information lacks the SOP Class or SOP Instance UID.", _NONE),
     "meta-instance": Code(
         _WARNING, "The File Meta Information names another SOP Instance than the data set, which holds.", _NONE
@@ -102,6 +133,7 @@ CODES: Final[dict[str, Code]] = {
         _WARNING, "The DICOMDIR names files that did not come.", "Ask the sender for the missing ones."
     ),
     "directory-extra": Code(_INFO, "Files came that the DICOMDIR does not name.", _NONE),
+    "instance-repeated": Code(_INFO, "The message holds the same instance twice; it is stored once.", _NONE),
 }
 """Code → what it means and what to do: the source of docs/errors.md."""
 

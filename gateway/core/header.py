@@ -18,7 +18,7 @@ from gateway.model import Header
 LOOP_FIELD: Final = "X-DICOM-Mail-Loop"
 """Our own trace field: a message that bears our token has been here before."""
 
-ADDRESS_LIMIT: Final = 1000
+ADDRESS_LIMIT: Final = 100
 """Addresses in From fields that are looked at. A proper message has one."""
 
 VALUE_LIMIT: Final = 64 << 10
@@ -29,7 +29,9 @@ VALUE_LIMIT: Final = 64 << 10
 BLOCK: Final = re.compile(rb"(?:(?:[!-9;-~]++[ \t]*+:|[ \t]|From )[^\n]*+\n)*+")
 """Matches the header lines at a place, without the empty line behind them."""
 
-_FIELD: Final = re.compile(rb"^([!-9;-~]++)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)", re.MULTILINE)
+FIELD: Final = re.compile(rb"^([!-9;-~]++)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)", re.MULTILINE)
+"""Matches one field with its folded lines, without the line end behind it; groups are name and value."""
+
 _FOLD: Final = re.compile(r"[\r\n]+")
 _PARAMETER: Final = re.compile(r';\s*+([^\s=;"]++)\s*+=\s*+("(?:[^"\\]|\\.)*+"?+|[^;]*+)', re.DOTALL)
 _ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
@@ -44,7 +46,7 @@ _ADDR_SPEC: Final = re.compile(rf'(?:{_QUOTED}|[^\s"@<>:]++)@[^\s"@<>:]++\Z', re
 
 def fields(block: bytes) -> Iterator[tuple[str, str]]:
     """Yield name in lower case and unfolded value of each field, in order."""
-    for match in _FIELD.finditer(block):
+    for match in FIELD.finditer(block):
         value = match[2][:VALUE_LIMIT].decode("utf-8", "surrogateescape")
         yield match[1].decode("ascii").lower(), _FOLD.sub("", value).strip()
 
@@ -79,7 +81,7 @@ def addresses(value: str) -> list[str]:
         return [""]
     found: list[str] = []
     at = 0
-    while at < len(text):
+    while at < len(text) and len(found) < ADDRESS_LIMIT:
         mailbox = _MAILBOX.match(text, at)[0]  # type: ignore[index]  # it matches the empty string at least
         at += len(mailbox)
         if at < len(text) and text[at] not in ",;":

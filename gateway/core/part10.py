@@ -27,6 +27,9 @@ _SERIES: Final = 0x0020000E
 _PATIENT_ID: Final = 0x00100020
 _WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES, _PATIENT_ID))
 
+_STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
+_BARE_HEAD: Final = 4096
+
 _UID: Final = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*\Z")
 _LOOSE_UID: Final = re.compile(r"[0-9]+(?:\.[0-9]+)*\Z")
 
@@ -92,8 +95,8 @@ def is_marked(block: bytes) -> bool:
     return block[PREFIX_AT:DATA_AT] == b"DICM"
 
 
-def read_meta(block: bytes) -> Meta:
-    """Read group 0002 from the first bytes of a file.
+def read_meta(block: bytes, at: int = DATA_AT) -> Meta:
+    """Read group 0002 from the first bytes of a file, where ``at`` says it begins.
 
     Its end is found by its tags, since the group length of real files is not to be trusted (AMB-3).
 
@@ -101,7 +104,6 @@ def read_meta(block: bytes) -> Meta:
         Problem: ``damaged-meta``: it cannot be parsed, or does not end within these bytes.
     """
     values: dict[int, bytes] = {}
-    at = DATA_AT
     declared = None
     while at + 8 <= len(block):
         group, element, vr, length = _ELEMENT(block, at)
@@ -130,6 +132,28 @@ def read_meta(block: bytes) -> Meta:
     if not (sop_class and sop_instance):
         codes.append("meta-incomplete")
     return Meta(sop_class, sop_instance, syntax, at, tuple(codes))
+
+
+def is_bare(block: bytes) -> bool:
+    """Tell whether a file looks like a data set without preamble (AMB-2): group 0002 or 0008, and a DICOM UID."""
+    group, element, vr, length = _ELEMENT(block) if len(block) >= 8 else (0, 0, b"", 0)
+    plausible = (vr.isalpha() and vr.isupper()) or length == 0
+    return group in (0x0002, 0x0008) and element <= 0x0018 and plausible and b"1.2.840.10008." in block[:_BARE_HEAD]
+
+
+def bare_meta(block: bytes, source: Source) -> Meta | None:
+    """Find out what a bare data set is; None when it is none. Strictly: it must parse to its end as what it is."""
+    if block.startswith(b"\2\0"):
+        try:
+            return read_meta(block, 0)
+        except Problem:
+            return None
+    for syntax in (dataset.IMPLICIT, dataset.EXPLICIT):
+        meta = Meta("", "", syntax, 0, ())
+        judged = judge(meta, source, 0)
+        if judged.held is None and judged.sop_class.startswith(_STORAGE):
+            return meta
+    return None
 
 
 def judge(meta: Meta, source: Source, unpacked: int) -> Judged:

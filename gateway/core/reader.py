@@ -1,36 +1,42 @@
 """The File-set Reader (PS3.11 G.2.1.2): a message in a file goes in, DICOM files and findings come out.
 
-The message is walked once. What looks like DICOM is decoded into one file, block by block, one instance behind the
-other; it is hashed on a second thread, since hashing leaves the interpreter free, and judged as PS3.10 asks. Memory
-does not grow with the message.
+The message is walked once, and into what it carries: messages, archives, files in text. What looks like DICOM goes
+block by block into one output file, one instance behind the other, and is judged as PS3.10 asks. Memory does not grow
+with the message.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import IO, BinaryIO, Final
 
 import pybase64
 
-from gateway.core import dicomdir, mime, part10, report, transfer
+from gateway.core import archive, dicomdir, mime, part10, report, transfer, uu
 from gateway.core.dataset import Problem, Stored
 from gateway.core.findings import finding
 from gateway.core.mime import Part
-from gateway.model import DirectoryCheck, Finding, Fragment, Instance, OtherPart, Reading, Severity, Span
+from gateway.core.output import Digests, Output
+from gateway.model import DirectoryCheck, Finding, Fragment, Instance, OtherPart, Reading, Span
 
 DICOM: Final = "application/dicom"
 
-_THREAD_PAYS: Final = 128 << 10
-"""Bytes from which on handing a block to the hashing thread costs less than hashing it here."""
+_ARCHIVE_DEPTH: Final = 2
+"""Archives that may lie in each other: one in one (ZIP-8)."""
 
-_IN_FLIGHT: Final = 4
-"""Blocks that may wait for it."""
+_LOGO: Final = 20_000
+"""Bytes up to which a picture is taken for a logo or a signature (AMB-20)."""
+
+_HEAD: Final = 64 << 10
+"""Bytes in which the File Meta Information of a file must end."""
+
+_LINK: Final = re.compile(rb"https?://")
 
 _SNIFF: Final = 512
 """Bytes of a body that show its true transfer encoding."""
@@ -73,21 +79,15 @@ def read(message: Span, rules: Rules, out: BinaryIO) -> Reading:
         OSError: The message cannot be read, or the disk does not take what it holds.
     """
     with message.path.open("rb", buffering=0) as file, ThreadPoolExecutor(1, "hash") as thread:
-        reader = _Reader(file.fileno(), rules, out, thread)
-        walk = mime.Walk(
-            file.fileno(),
-            message.start,
-            message.end,
-            parts=rules.parts,
-            depth=rules.depth,
-            header_limit=rules.header,
-        )
+        reader = _Reader(rules, Output(out, thread))
+        walk = reader.walk(file.fileno(), message.start, message.end)
         if report.is_fragment(walk.head):
             return _fragment(walk.head)
-        is_report = report.is_report(walk.head)
-        for part in walk:
-            reader.take(part, count_only=is_report)
-        return reader.result(walk, is_report=is_report)
+        if report.is_report(walk.head):
+            reader.count(walk, file.fileno())
+        else:
+            reader.take_all(walk, file.fileno())
+        return reader.result(walk.head)
 
 
 def read_to(message: Span, rules: Rules, out: Path) -> Reading:
@@ -100,7 +100,8 @@ def _fragment(head: mime.Head) -> Reading:
     """Tell which piece this is (PRT-1)."""
     number, total = (_number(head.parameters.get(name, "")) for name in ("number", "total"))
     name = head.parameters.get("id", "")
-    if not name or not number or (total is not None and number > total):
+    encoded = head.encoding in ("base64", "quoted-printable")
+    if not name or not number or encoded or (total is not None and number > total):
         return Reading("partial", findings=(finding("invalid-fragment"),))
     return Reading("partial", partial=Fragment(name, number, total))
 
@@ -109,211 +110,327 @@ def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 7 else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A file in the message: a leaf part, or a member of an archive.
+
+    Attributes:
+        section: Where it is, with ``!member`` inside an archive.
+        type: Media type in lower case.
+        file_id: The parameter ``id``.
+        labels: What it is called, as File ID or as name.
+        unpacked: How many archives it lies in.
+        depth: How deep it is nested in the message.
+    """
+
+    section: str
+    type: str
+    file_id: str | None
+    labels: tuple[str, ...]
+    unpacked: int
+    depth: int
+
+
 @dataclass(slots=True)
 class _Taken:
     """A DICOM file that lies in the output, and the digests that are on their way."""
 
-    part: Part
+    leaf: _Leaf
     judged: part10.Judged
     span: Span
-    digests: _Digests
-
-
-class _Digests:
-    """The sha256 of a file, and of its data set: what "the same instance" means."""
-
-    def __init__(self, data_set: int) -> None:
-        self._file = hashlib.sha256()
-        self._data = hashlib.sha256()
-        self._skip = data_set
-        self.threaded = False
-
-    def update(self, block: bytes) -> None:
-        self._file.update(block)
-        self._data.update(memoryview(block)[self._skip :])
-        self._skip = 0
-
-    def result(self) -> tuple[str, str]:
-        return self._file.hexdigest(), self._data.hexdigest()
-
-
-class _Hashing:
-    """Hashes big blocks on a second thread. Small ones are done at once: handing them over would cost more."""
-
-    def __init__(self, thread: ThreadPoolExecutor) -> None:
-        self._thread = thread
-        self._pending: deque[Future[None]] = deque()
-
-    def add(self, digests: _Digests, block: bytes) -> None:
-        """Let a block be hashed, in the order of the calls."""
-        if len(block) < _THREAD_PAYS and not digests.threaded:
-            digests.update(block)
-            return
-        # What follows a block on the thread must follow it there.
-        digests.threaded = True
-        while len(self._pending) >= _IN_FLIGHT:
-            self._pending.popleft().result()
-        self._pending.append(self._thread.submit(digests.update, block))
-
-    def finish(self) -> None:
-        """Wait until everything is hashed."""
-        while self._pending:
-            self._pending.popleft().result()
-
-
-class _Output:
-    """The file that decoded instances are appended to, written and read by offset."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self.path = Path(out.name)
-        self.at = out.seek(0, os.SEEK_END)
-        self._out = out
-        self._file = out.fileno()
-
-    def write(self, block: bytes) -> None:
-        """Append a block."""
-        view = memoryview(block)
-        while view:
-            written = os.pwrite(self._file, view, self.at)
-            self.at += written
-            view = view[written:]
-
-    def reader(self, start: int) -> Callable[[int, int], bytes]:
-        """Return what reads bytes, counted from a place."""
-        return lambda offset, size: os.pread(self._file, size, start + offset)
-
-    def drop(self, start: int) -> None:
-        """Take back what was written from a place on."""
-        os.ftruncate(self._file, start)
-        self.at = start
-
-    def close(self) -> None:
-        """Leave the file as if it had been written through its own methods."""
-        self._out.seek(self.at)
+    digests: Digests
 
 
 class _Reader:
-    def __init__(self, file: int, rules: Rules, out: BinaryIO, thread: ThreadPoolExecutor) -> None:
-        self._file = file
+    """Reads one message: collects what was found until all of it is known."""
+
+    def __init__(self, rules: Rules, out: Output) -> None:
         self._rules = rules
-        self._out = _Output(out)
-        self._hashing = _Hashing(thread)
+        self._out = out
+        self._budget = archive.Budget(rules.unpacked, rules.ratio)
+        self._leaves = 0
+        self._cut: str | None = None
         self._taken: list[_Taken] = []
         self._others: list[OtherPart] = []
         self._findings: list[Finding] = []
-        self._labels: list[str] = []
+        self._labels: list[tuple[str, str]] = []
         self._directories: list[tuple[str, tuple[dicomdir.Reference, ...]]] = []
         self._dicom_seen = False
+        self._links_seen = False
 
-    def take(self, part: Part, *, count_only: bool) -> None:
-        """Read one leaf part."""
+    def walk(self, file: int, start: int, end: int, prefix: str = "", level: int = 0) -> mime.Walk:
+        """Begin to walk a message."""
+        return mime.Walk(
+            file,
+            start,
+            end,
+            parts=max(self._rules.parts - self._leaves, 0),
+            depth=self._rules.depth,
+            header_limit=self._rules.header,
+            prefix=prefix,
+            level=level,
+        )
+
+    def count(self, walk: mime.Walk, file: int) -> None:
+        """List the parts of a report, and nothing else: what it carries back is no study."""
+        for part in walk:
+            blocks = transfer.decode(file, part.start, part.end, part.encoding, set())
+            self._others.append(OtherPart(part.section, part.type, _size(blocks)))
+        self._note(walk)
+
+    def take_all(self, walk: mime.Walk, file: int) -> None:
+        """Read all leaf parts of a message."""
+        for part in walk:
+            self._take(part, file)
+        self._note(walk)
+
+    def _note(self, walk: mime.Walk) -> None:
+        self._findings += walk.findings
+        if walk.cut:
+            # What was not looked at might change what was.
+            self._cut = walk.findings[-1].code
+
+    def _take(self, part: Part, file: int) -> None:
         noted: set[str] = set()
-        blocks = transfer.decode(self._file, part.start, part.end, part.encoding, noted)
+        blocks = transfer.decode(file, part.start, part.end, part.encoding, noted)
         first = _begin(blocks)
-        if not part10.is_marked(first) and (encoding := self._actual_encoding(part)):
+        # Quoted-printable leaves many a binary file as it is, but not all of it.
+        doubtful = not part10.is_marked(first) or part.encoding == "quoted-printable"
+        if doubtful and (encoding := _actual_encoding(part, file)):
+            noted.clear()
             noted.add("wrong-encoding")
-            blocks = transfer.decode(self._file, part.start, part.end, encoding, noted)
+            blocks = transfer.decode(file, part.start, part.end, encoding, noted)
             first = _begin(blocks)
-        if count_only or not part10.is_marked(first):
-            size = len(first) + sum(len(block) for block in blocks)
-            self._others.append(OtherPart(part.section, part.type, size))
-            if part.type == DICOM and not count_only:
-                self._dicom_seen = True
-                noted.add("not-dicom")
-        else:
-            self._dicom_seen = True
-            self._dicom(part, first, blocks)
+        names = (part.parameters.get("id"), part.parameters.get("name"), part.filename)
+        labels = tuple(name for name in names if name)
+        leaf = _Leaf(part.section, part.type, names[0], labels, 0, part.depth)
+        self._content(leaf, first, blocks)
         if noted and not part.type.startswith("text/"):
             self._findings += [finding(code, part.section) for code in sorted(noted)]
 
-    def _actual_encoding(self, part: Part) -> str | None:
-        """Find the transfer encoding of a file that is labelled with another one (AMB-21)."""
-        head = os.pread(self._file, min(_SNIFF, part.end - part.start), part.start)
-        if part10.is_marked(head):
-            return "binary"
-        letters = head.translate(None, b"\r\n")
+    def _content(self, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
+        """Read one file, whatever it is."""
+        self._leaves += 1
         try:
-            decoded = pybase64.b64decode(letters[: len(letters) // 4 * 4], validate=True)
-        except ValueError:
-            return None
-        return "base64" if part10.is_marked(decoded) else None
-
-    def _dicom(self, part: Part, first: bytes, blocks: Iterator[bytes]) -> None:
-        start = self._out.at
-        try:
-            meta = part10.read_meta(first)
+            if part10.is_marked(first):
+                self._dicom(leaf, first, blocks)
+            elif kind := archive.kind(first):
+                self._archive(kind, leaf, first, blocks)
+            elif leaf.type == "message/rfc822":
+                self._message(leaf, first, blocks)
+            elif self._rules.uuencode and leaf.type == "text/plain":
+                self._text(leaf, first, blocks)
+            elif part10.is_bare(first):
+                self._bare(leaf, first, blocks)
+            else:
+                self._other(leaf, first, blocks)
         except Problem as problem:
-            self._reject(part, problem.code, first, blocks)
-            return
-        digests = _Digests(meta.data_set)
-        for block in _chain(first, blocks):
-            if self._out.at - start + len(block) > self._rules.instance:
-                self._out.drop(start)
-                self._reject(part, "instance-too-big", first, blocks)
-                return
-            self._hashing.add(digests, block)
-            self._out.write(block)
-        span = Span(self._out.path, start, self._out.at)
+            self._fail(leaf, problem.code, first, blocks)
+
+    def _fail(self, leaf: _Leaf, code: str, first: bytes, blocks: Iterator[bytes]) -> None:
+        """Note a file of which nothing more can be used."""
+        self._findings.append(finding(code, leaf.section))
+        try:
+            size = len(first) + _size(blocks)
+        except Problem:
+            size = len(first)
+        self._others.append(OtherPart(leaf.section, leaf.type, size))
+
+    def _other(self, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
+        if leaf.type == DICOM:
+            self._dicom_seen = True
+            self._findings.append(finding("not-dicom", leaf.section))
+        self._links_seen = self._links_seen or (leaf.type.startswith("text/") and bool(_LINK.search(first)))
+        self._others.append(OtherPart(leaf.section, leaf.type, len(first) + _size(blocks)))
+
+    def _dicom(self, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
+        self._dicom_seen = True
+        start = self._out.at
+        meta = part10.read_meta(first)
+        span, digests = self._write(meta.data_set, first, blocks)
         source = Stored(self._out.reader(start), first, span.size)
-        judged = part10.judge(meta, source, self._unpacked(span.size))
-        if judged.is_directory or part.parameters.get("id", "").upper() == "DICOMDIR":
-            self._directory(part, judged, source)
+        judged = part10.judge(meta, source, self._budget.limit(span.size))
+        if judged.is_directory:
+            self._directory(leaf, judged, source)
             self._out.drop(start)
-            return
-        self._findings += [finding(code, part.section) for code in judged.codes]
-        self._labels += _labels(part)
-        if judged.is_identified:
-            self._taken.append(_Taken(part, judged, span, digests))
         else:
-            self._others.append(OtherPart(part.section, part.type, span.size))
+            self._keep(leaf, judged, span, digests)
+
+    def _write(self, data_set: int, first: bytes, blocks: Iterable[bytes]) -> tuple[Span, Digests]:
+        """Append a file to the output; when it cannot be taken as a whole, it leaves nothing there."""
+        start = self._out.at
+        digests = Digests(data_set)
+        try:
+            for block in _chain(first, blocks):
+                self._demand(self._out.at - start + len(block))
+                self._out.write(block, digests)
+        except Problem:
             self._out.drop(start)
+            raise
+        return Span(self._out.path, start, self._out.at), digests
 
-    def _reject(self, part: Part, code: str, first: bytes, blocks: Iterable[bytes]) -> None:
-        """Note a file of which nothing can be used."""
-        self._findings.append(finding(code, part.section))
-        size = len(first) + sum(len(block) for block in blocks)
-        self._others.append(OtherPart(part.section, part.type, size))
+    def _demand(self, size: int) -> None:
+        if size > self._rules.instance:
+            raise Problem("instance-too-big")
 
-    def _unpacked(self, size: int) -> int:
-        return min(self._rules.unpacked, size * self._rules.ratio)
+    def _keep(self, leaf: _Leaf, judged: part10.Judged, span: Span, digests: Digests) -> None:
+        self._findings += [finding(code, leaf.section) for code in judged.codes]
+        if (leaf.file_id or "").upper() == "DICOMDIR":
+            self._findings.append(finding("directory-id", leaf.section))
+        self._labels += [(leaf.section, label) for label in leaf.labels]
+        if judged.is_identified:
+            self._taken.append(_Taken(leaf, judged, span, digests))
+        else:
+            self._others.append(OtherPart(leaf.section, leaf.type, span.size))
+            self._out.drop(span.start)
 
-    def _directory(self, part: Part, judged: part10.Judged, source: Stored) -> None:
+    def _directory(self, leaf: _Leaf, judged: part10.Judged, source: Stored) -> None:
         """Keep what a DICOMDIR names until all parts are known: it may come anywhere (FSC-9)."""
         try:
             references = dicomdir.read(source, judged.meta.data_set, judged.meta.transfer_syntax)
         except Problem:
-            self._findings.append(finding("directory-unreadable", part.section))
+            self._findings.append(finding("directory-unreadable", leaf.section))
         else:
-            self._directories.append((part.section, references))
+            self._directories.append((leaf.section, references))
 
-    def result(self, walk: mime.Walk, *, is_report: bool) -> Reading:
+    def _bare(self, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
+        """Take a data set that has neither preamble nor meta information, where the route allows it (AMB-2)."""
+        self._dicom_seen = True
+        if not self._rules.bare_dicom:
+            raise Problem("bare-data-set")
+        start = self._out.at
+        span, digests = self._write(0, first, blocks)
+        source = Stored(self._out.reader(start), first, span.size)
+        meta = part10.bare_meta(first, source)
+        if meta is None:
+            self._out.drop(start)
+            raise Problem("bare-data-set")
+        if meta.data_set:
+            digests = self._hash_again(meta.data_set, source, span.size)
+        self._findings.append(finding("bare-data-set-taken", leaf.section))
+        self._keep(leaf, part10.judge(meta, source, self._budget.limit(span.size)), span, digests)
+
+    def _hash_again(self, data_set: int, source: Stored, size: int) -> Digests:
+        """Hash a file whose data set was not known to begin where it does."""
+        digests = Digests(data_set)
+        at = 0
+        while at < size:
+            piece = source.piece(at) or b""
+            digests.update(piece)
+            at += len(piece)
+        return digests
+
+    def _archive(self, kind: str, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
+        """Open an archive; one that holds no DICOM is listed as the one file it is."""
+        if kind == archive.OTHER:
+            raise Problem("unsupported-archive")
+        if leaf.unpacked >= _ARCHIVE_DEPTH:
+            raise Problem("nested-archive")
+        listed, seen, self._dicom_seen = len(self._others), self._dicom_seen, False
+        try:
+            with tempfile.TemporaryFile(dir=self._out.path.parent) as scratch:
+                size = _spool(scratch, first, blocks)
+                if kind == archive.ZIP:
+                    most = self._rules.parts - self._leaves
+                    members = archive.unzip(scratch, self._budget, most)
+                else:
+                    unpacked = archive.gunzip(_reread(scratch), self._budget)
+                    members = iter((archive.Member("content", unpacked),))
+                for member in members:
+                    self._member(leaf, member)
+            if not self._dicom_seen and not self._findings_in(leaf):
+                self._others[listed:] = [OtherPart(leaf.section, leaf.type, size)]
+        finally:
+            self._dicom_seen = self._dicom_seen or seen
+
+    def _findings_in(self, leaf: _Leaf) -> bool:
+        return any(found.where.startswith(leaf.section + "!") for found in self._findings)
+
+    def _member(self, outer: _Leaf, member: archive.Member, label: str | None = None) -> None:
+        section = f"{outer.section}!{member.name}"
+        leaf = _Leaf(
+            section, "application/octet-stream", None, (label or member.name,), outer.unpacked + 1, outer.depth
+        )
+        try:
+            first = _begin(member.blocks)
+        except Problem as problem:
+            self._fail(leaf, problem.code, b"", iter(()))
+        else:
+            self._content(leaf, first, member.blocks)
+
+    def _message(self, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
+        """Walk a message that came in a transfer encoding, though RFC 2046 §5.2.1 forbids it."""
+        if leaf.depth >= self._rules.depth:
+            self._other(leaf, first, blocks)
+            return
+        with tempfile.TemporaryFile(dir=self._out.path.parent) as scratch:
+            size = _spool(scratch, first, blocks)
+            self.take_all(self.walk(scratch.fileno(), 0, size, leaf.section + ".", leaf.depth + 1), scratch.fileno())
+
+    def _text(self, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
+        """Take files out of a text (AMB-16)."""
+        size = 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal size
+            for block in _chain(first, blocks):
+                size += len(block)
+                yield block
+
+        for number, (name, content) in enumerate(uu.files(uu.lines(counted())), 1):
+            self._member(leaf, archive.Member(f"{number}", content), name)
+        self._others.append(OtherPart(leaf.section, leaf.type, size))
+
+    def result(self, head: mime.Head) -> Reading:
         """Finish: wait for the digests, check the directory, tell what the message is."""
-        self._hashing.finish()
-        self._out.close()
-        findings = [*walk.findings, *self._findings]
-        held = next((f.code for f in findings if not f.where and f.severity is Severity.ERROR), None)
-        instances = tuple(_instance(taken, held) for taken in self._taken)
+        self._out.finish()
+        instances = tuple(_instance(taken, self._cut) for taken in self._taken)
         directory, noted = self._check(instances)
-        kind = "other"
-        if is_report or (report.is_reply(walk.head) and not self._dicom_seen):
+        if report.is_report(head) or (report.is_reply(head) and not self._dicom_seen):
             kind = "report"
         elif self._dicom_seen:
             kind = "dicom"
-        return Reading(kind, instances, (*findings, *noted), tuple(self._others), directory)
+        else:
+            kind = "other"
+            noted += self._instead()
+        return Reading(kind, instances, (*self._findings, *noted), tuple(self._others), directory)
+
+    def _instead(self) -> list[Finding]:
+        """Tell what a mail without DICOM has in its place (AMB-19, AMB-36)."""
+        if any(other.type.startswith("image/") and other.size > _LOGO for other in self._others):
+            return [finding("only-images")]
+        return [finding("only-links")] if self._links_seen else []
 
     def _check(self, instances: tuple[Instance, ...]) -> tuple[DirectoryCheck | None, list[Finding]]:
-        if not self._directories:
-            return None, []
-        if len(self._directories) > 1:
-            # AMB-11: nobody can say which part belongs to which.
+        """Hold each DICOMDIR against what came with it."""
+        scopes = [_scope(section) for section, _ in self._directories]
+        if len(scopes) == 1:
+            scopes = [""]
+        if len(set(scopes)) < len(scopes):
+            # AMB-11: nobody can say which file belongs to which.
             return None, [finding("directory-repeated")]
-        where, references = self._directories[0]
-        uids = [instance.sop_instance for instance in instances]
-        check = dicomdir.check(references, self._labels, uids)
-        noted = [] if check.complete else [finding("directory-missing", where)]
-        if not {r.sop_instance for r in references} >= set(uids):
-            noted.append(finding("directory-extra", where))
-        return check, noted
+        noted: list[Finding] = []
+        missing: list[str] = []
+        for scope, (section, references) in zip(scopes, self._directories, strict=True):
+            uids = [one.sop_instance for one in instances if _belongs(one.part, scopes) == scope]
+            labels = [label for where, label in self._labels if _belongs(where, scopes) == scope]
+            check = dicomdir.check(references, labels, uids)
+            missing += check.missing
+            noted += [] if check.complete else [finding("directory-missing", section)]
+            if not {reference.sop_instance for reference in references} >= set(uids):
+                noted.append(finding("directory-extra", section))
+        return (DirectoryCheck(not missing, tuple(missing)) if scopes else None), noted
+
+
+def _scope(section: str) -> str:
+    """Return how the sections begin of all that lies in the same multipart, or in the same folder of an archive."""
+    at = section.rfind("/", section.rfind("!") + 1) if "!" in section else section.rfind(".")
+    return section[: max(at, section.rfind("!")) + 1]
+
+
+def _belongs(section: str, scopes: list[str]) -> str:
+    """Return the narrowest scope that a file lies in."""
+    return max((scope for scope in scopes if section.startswith(scope)), key=len, default="")
 
 
 def _instance(taken: _Taken, held: str | None) -> Instance:
@@ -327,27 +444,55 @@ def _instance(taken: _Taken, held: str | None) -> Instance:
         transfer_syntax=judged.meta.transfer_syntax,
         sha256=whole,
         data_set_sha256=data_set,
-        part=taken.part.section,
-        file_id=taken.part.parameters.get("id"),
+        part=taken.leaf.section,
+        file_id=taken.leaf.file_id,
         file=taken.span,
         data_set=judged.meta.data_set,
         held=judged.held or held,
     )
 
 
-def _labels(part: Part) -> list[str]:
-    names = (part.parameters.get("id"), part.parameters.get("name"), part.filename)
-    return [name for name in names if name]
+def _actual_encoding(part: Part, file: int) -> str | None:
+    """Find the transfer encoding of a file that is labelled with another one (AMB-21)."""
+    head = os.pread(file, min(_SNIFF, part.end - part.start), part.start)
+    if part10.is_marked(head):
+        return "binary"
+    letters = head.translate(None, b"\r\n")
+    try:
+        decoded = pybase64.b64decode(letters[: len(letters) // 4 * 4], validate=True)
+    except ValueError:
+        return None
+    return "base64" if part10.is_marked(decoded) else None
 
 
 def _begin(blocks: Iterator[bytes]) -> bytes:
-    """Take from decoded blocks what shows whether it is a DICOM file."""
-    first = b""
-    while len(first) < part10.DATA_AT and (more := next(blocks, b"")):
-        first += more
-    return first
+    """Take from decoded blocks what shows which kind of file it is, meta information included."""
+    taken: list[bytes] = []
+    size = 0
+    while size < _HEAD and (more := next(blocks, b"")):
+        taken.append(more)
+        size += len(more)
+    return taken[0] if len(taken) == 1 else b"".join(taken)
 
 
 def _chain(first: bytes, blocks: Iterable[bytes]) -> Iterator[bytes]:
     yield first
     yield from blocks
+
+
+def _size(blocks: Iterable[bytes]) -> int:
+    return sum(len(block) for block in blocks)
+
+
+def _spool(scratch: IO[bytes], first: bytes, blocks: Iterable[bytes]) -> int:
+    """Write content to a scratch file, and return its size."""
+    for block in _chain(first, blocks):
+        scratch.write(block)
+    scratch.flush()
+    return scratch.tell()
+
+
+def _reread(scratch: IO[bytes]) -> Iterator[bytes]:
+    scratch.seek(0)
+    while block := scratch.read(archive.BLOCK):
+        yield block

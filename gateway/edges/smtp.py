@@ -315,7 +315,17 @@ class _Transaction(Envelope):
         self.size = 0
 
 
-class _Session(SMTP):
+class _NoHooks:
+    """aiosmtpd searches its handler for hooks, and itself for commands, once for every connection. It finds nothing.
+
+    The search was a quarter of the time that a small message takes. Commands are found by their name when they come.
+    """
+
+    def __dir__(self) -> list[str]:
+        return []
+
+
+class _Session(_NoHooks, SMTP):
     """One connection."""
 
     envelope: _Transaction
@@ -325,7 +335,7 @@ class _Session(SMTP):
 
     def __init__(self, door: SmtpDoor, *, implicit_tls: bool) -> None:
         super().__init__(
-            _NO_HOOKS, hostname=door.hostname, ident="ESMTP", enable_SMTPUTF8=True, loop=asyncio.get_running_loop()
+            _NoHooks(), hostname=door.hostname, ident="ESMTP", enable_SMTPUTF8=True, loop=asyncio.get_running_loop()
         )
         self.task: asyncio.Task[None] | None = None
         self._door = door
@@ -939,9 +949,6 @@ class _Intake:
             self._judge(error)
         if not self.result.done():
             self.result.set_result(self._refusal if self._refusal is not None else self._digester.digest())
-
-
-_NO_HOOKS: Final = object()
 
 
 def _address(peername: tuple[str, int] | tuple[str, int, int, int] | None) -> str:

@@ -76,10 +76,10 @@ class Peer:
 
     Attributes:
         title: Its AE title.
-        host: Name or address.
+        host: Address, or a name, which is resolved within the system's own time-outs.
         port: TCP port.
         calling: Our own AE title.
-        timeout: Seconds for each step: connecting, the answer to a request, a silence while sending.
+        timeout: Seconds for each step: connecting (to each address of the host), TLS, the answer to a request.
         max_pdu: The longest PDU we want to receive (PS3.8 Annex D.1), in bytes.
         tls: How to secure the connection; None for a plain one.
     """

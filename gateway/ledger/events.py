@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, insert
 
 from gateway.ledger.tables import event
+
+_APPEND = insert(event)
+
+
+def entry(
+    at: datetime,
+    kind: str,
+    text: str,
+    *,
+    message: str | None = None,
+    destination: str | None = None,
+    who: str | None = None,
+) -> dict[str, Any]:
+    """Make one event, for ``append``. Arguments as for ``tell``."""
+    return {"at": at, "kind": kind, "text": text, "message": message, "destination": destination, "who": who}
+
+
+def append(connection: Connection, entries: Sequence[dict[str, Any]]) -> None:
+    """Append several events."""
+    connection.execute(_APPEND, entries)
 
 
 def tell(
@@ -30,5 +52,4 @@ def tell(
         destination: The destination it is about.
         who: The person or peer that caused it, when it was not the gateway.
     """
-    values = {"at": at, "kind": kind, "text": text, "message": message, "destination": destination, "who": who}
-    connection.execute(insert(event).values(values))
+    append(connection, [entry(at, kind, text, message=message, destination=destination, who=who)])

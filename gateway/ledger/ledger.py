@@ -18,7 +18,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.errors import FolderInUseError, GatewayError, LedgerError
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 MOST_CHANGES: Final = 256
 """Changes in one transaction: enough to share a sync, few enough that nobody waits long."""
@@ -82,7 +83,8 @@ class Lock:
 
 @dataclass(slots=True)
 class _Change:
-    run: Callable[[Connection], Any]
+    run: Callable[[Connection, list[Any]], Sequence[Any]]
+    item: Any
     done: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
 
@@ -112,9 +114,22 @@ class Ledger:
         """
         if not self._writer.is_alive():
             raise LedgerError("the ledger is closed")
+        return await self.write_together(lambda connection, _: [change(connection)], None)
+
+    async def write_together(self, change: Callable[[Connection, list[Item]], Sequence[T]], item: Item) -> T:
+        """Run a change that takes many items at once, for the burst: those that wait form one call.
+
+        Args:
+            change: A module's function; calls with the same function are put together. One result for each item.
+            item: Ours.
+
+        Raises:
+            LedgerError: The database did not take it; nothing of the item was kept.
+            Exception: Whatever the change raised for this item alone; nothing of it was kept.
+        """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
-        self._changes.put(_Change(change, done, loop))
+        self._changes.put(_Change(change, item, done, loop))
         # A caller that is cancelled must not leave a future that nobody reads half-settled.
         return await asyncio.shield(done)
 
@@ -160,7 +175,7 @@ class Ledger:
         connection.info.pop("ticket", None)
         try:
             with connection.begin():
-                results: list[Any] = [change.run(connection) for change in batch]
+                results = _run(connection, batch)
         except Exception as error:  # noqa: BLE001  each caller gets its own error, whatever it is
             if len(batch) > 1:
                 for change in batch:
@@ -181,6 +196,18 @@ class Ledger:
                 change.done.set_result(result)
         if woken:
             self.on_commit()
+
+
+def _run(connection: Connection, batch: list[_Change]) -> list[Any]:
+    """Run the changes of one transaction, those with the same function as one call; results in the batch's order."""
+    together: dict[Callable[..., Any], list[int]] = {}
+    for at, change in enumerate(batch):
+        together.setdefault(change.run, []).append(at)
+    results: list[Any] = [None] * len(batch)
+    for run, places in together.items():
+        for at, result in zip(places, run(connection, [batch[at].item for at in places]), strict=True):
+            results[at] = result
+    return results
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,19 +258,34 @@ def migrate(connection: Connection) -> None:
     Raises:
         LedgerError: The ledger is of a newer release.
     """
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    current = MigrationContext.configure(connection).get_current_revision()
+    schema(connection)
     connection.rollback()
-    if current is not None and current not in known:
+    config = _migrations()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    connection.commit()
+
+
+def schema(connection: Connection) -> tuple[str | None, str]:
+    """Tell which schema a ledger has, None for none yet, and which one this release wants. Changes nothing.
+
+    Raises:
+        LedgerError: The ledger is of a newer release.
+    """
+    scripts = ScriptDirectory.from_config(_migrations())
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
         raise LedgerError(
             f"the ledger was written by a newer release (schema {current})",
             hint="install that release again, or restore a backup made before the upgrade",
         )
-    command.upgrade(config, "head")
-    connection.commit()
+    return current, scripts.get_current_head() or ""
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def _prepare_sqlite(engine: Engine, path: Path) -> None:

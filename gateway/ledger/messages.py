@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, overload
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Final, overload
 
-from sqlalchemy import Connection, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 
 from gateway.core.routing import Decision
 from gateway.ledger import tickets
-from gateway.ledger.events import tell
+from gateway.ledger.events import append, entry, tell
 from gateway.ledger.notices import close_notice, open_notice
 from gateway.ledger.tables import delivery, finding, instance, message
 from gateway.model import Direction, Envelope, Header, Instance, Outcome, Reading, Stage, first_problem
-
-RELEASED = "released"
-"""Code of a message that a person let go on: that word stands for the checks that cannot be made."""
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: nothing that is misread on the telephone
 
@@ -44,6 +42,7 @@ class Arrival:
         decision: What shall become of it.
         at: When its last byte came.
         seconds: From its first byte to its last.
+        known_since: A mail that came before this is not known again.
     """
 
     id: str
@@ -56,21 +55,57 @@ class Arrival:
     decision: Decision
     at: datetime
     seconds: float
+    known_since: datetime
 
 
-def accept(connection: Connection, arrival: Arrival, remember: timedelta) -> str | None:
-    """Take custody of a message: its row, its event, its ticket. Return the id of the first when it is a repetition.
+def accept(connection: Connection, arrivals: Sequence[Arrival]) -> list[str | None]:
+    """Take custody of messages: their rows, their events, their tickets.
 
     Only the same mail (equal Message-ID and body) is a repetition; it has the outcome of the first and is not read.
     An MTA may hand one mail over once for each recipient: what takes another route than the first is no repetition.
+
+    Returns:
+        For each the id of the first when it is a repetition, else None.
     """
-    first = _first_of(connection, arrival, remember)
+    firsts: list[str | None] = []
+    rows: list[dict[str, Any]] = []
+    story: list[dict[str, Any]] = []
+    for arrival in arrivals:
+        row = _row(arrival)
+        first = _first_of(connection, row, arrival.known_since) or _first_among(rows, row)
+        if first is not None:
+            row |= {"duplicate_of": first["id"], "late_at": None}
+            row |= {name: first[name] for name in ("outcome", "code", "stage", "closed_at")}
+        rows.append(row)
+        firsts.append(row["duplicate_of"])
+        story += _arrival_story(arrival, row["duplicate_of"])
+    connection.execute(_INSERT, rows)
+    append(connection, story)
+    now = max(arrival.at for arrival in arrivals)
+    tickets.put_all(connection, [f"receive:{row['id']}" for row in rows if row["duplicate_of"] is None], now)
+    return firsts
+
+
+def _first_among(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any] | None:
+    """Find the first of a repetition among those that are taken in with it."""
+    same = ("message_id", "body_sha256")
+    for first in rows:
+        fresh = first["duplicate_of"] is None and first["message_id"] is not None
+        if fresh and all(first[name] == row[name] for name in same) and _repeats(row, first):
+            return first
+    return None
+
+
+def _row(arrival: Arrival) -> dict[str, Any]:
     decision = arrival.decision
-    values: dict[str, Any] = {
+    return {
         "id": arrival.id,
         "direction": Direction.IN,
         "stage": Stage.RECEIVE,
         "outcome": Outcome.WAITING,
+        "code": None,
+        "closed_at": None,
+        "duplicate_of": None,
         "door": arrival.envelope.door,
         "peer": arrival.envelope.peer,
         "account": arrival.envelope.user,
@@ -89,29 +124,17 @@ def accept(connection: Connection, arrival: Arrival, remember: timedelta) -> str
         "received_at": arrival.at,
         "receive_seconds": arrival.seconds,
     }
+
+
+def _arrival_story(arrival: Arrival, first: str | None) -> list[dict[str, Any]]:
+    partner = arrival.decision.partner
+    whom = partner.name if partner else "a sender without a partner entry"
+    text = f"accepted {arrival.size} bytes from {whom} by {arrival.envelope.door}, peer {arrival.envelope.peer}"
+    story = [entry(arrival.at, "accepted", text, message=arrival.id)]
     if first is not None:
-        values |= {"duplicate_of": first.id, "outcome": first.outcome, "code": first.code, "stage": first.stage}
-        values |= {"closed_at": first.closed_at, "late_at": None}
-    connection.execute(insert(message).values(values))
-    whom = decision.partner.name if decision.partner else "a sender without a partner entry"
-    tell(
-        connection,
-        arrival.at,
-        "accepted",
-        f"accepted {arrival.size} bytes from {whom} by {arrival.envelope.door}, peer {arrival.envelope.peer}",
-        message=arrival.id,
-    )
-    if first is None:
-        tickets.put(connection, f"receive:{arrival.id}", arrival.at)
-        return None
-    tell(
-        connection,
-        arrival.at,
-        "repeated",
-        f"the same mail as {first.id}: it has the outcome of that one",
-        message=arrival.id,
-    )
-    return str(first.id)
+        text = f"the same mail as {first}: it has the outcome of that one"
+        story.append(entry(arrival.at, "repeated", text, message=arrival.id))
+    return story
 
 
 @overload
@@ -125,25 +148,44 @@ def _plain(text: str | None) -> str | None:
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
 
 
-def _first_of(connection: Connection, arrival: Arrival, remember: timedelta) -> Any:
-    if arrival.header.message_id is None:
-        return None
-    same = (message.c.message_id == _plain(arrival.header.message_id)) & (message.c.body_sha256 == arrival.body_sha256)
-    partner = arrival.decision.partner.name if arrival.decision.partner else None
-    same &= message.c.partner.is_not_distinct_from(partner) & (message.c.direction == Direction.IN)
-    columns = (message.c.id, message.c.outcome, message.c.code, message.c.stage, message.c.closed_at, message.c.routes)
-    firsts = connection.execute(
-        select(*columns)
-        .where(same, message.c.duplicate_of.is_(None), message.c.received_at > arrival.at - remember)
-        .order_by(message.c.received_at)
+_INSERT: Final = insert(message)
+_FIRST: Final = (
+    select(
+        message.c.id,
+        message.c.outcome,
+        message.c.code,
+        message.c.stage,
+        message.c.closed_at,
+        message.c.partner,
+        message.c.routes,
     )
-    routes = {route.name for route in arrival.decision.routes}
-    return next((first for first in firsts.all() if routes <= set(first.routes)), None)
+    .where(
+        message.c.message_id == bindparam("same_id"),
+        message.c.body_sha256 == bindparam("same_body"),
+        message.c.duplicate_of.is_(None),
+        message.c.received_at > bindparam("since"),
+        message.c.direction == Direction.IN,
+    )
+    .order_by(message.c.received_at)
+)
+"""Built once, as everything that runs for each message: building a statement costs more than running it."""
+
+
+def _first_of(connection: Connection, row: Mapping[str, Any], since: datetime) -> Mapping[str, Any] | None:
+    if row["message_id"] is None:
+        return None
+    wanted = {"same_id": row["message_id"], "same_body": row["body_sha256"], "since": since}
+    firsts = map(dict, connection.execute(_FIRST, wanted).mappings())
+    return next((first for first in firsts if _repeats(row, first)), None)
+
+
+def _repeats(row: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
+    return bool(row["partner"] == first["partner"] and set(row["routes"]) <= set(first["routes"]))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What RECEIVE needs to know of a message; ``released`` when a person let it go on."""
+    """What RECEIVE needs to know of a message."""
 
     id: str
     blob: str
@@ -156,7 +198,6 @@ class Row:
     tries: int
     stage: Stage
     outcome: Outcome
-    released: bool
 
 
 def get(connection: Connection, key: str) -> Row | None:
@@ -177,7 +218,6 @@ def get(connection: Connection, key: str) -> Row | None:
         row.tries,
         Stage(row.stage),
         Outcome(row.outcome),
-        row.code == RELEASED,
     )
 
 
@@ -357,19 +397,33 @@ def _instance_values(key: str, number: int, one: Instance) -> dict[str, Any]:
     }
 
 
+def held_codes(
+    instances: Sequence[Instance], known: Mapping[str, set[tuple[str, str]]] = MappingProxyType({})
+) -> Iterator[str | None]:
+    """Say of each instance of a message for which code it is held; None when it may be sent.
+
+    Args:
+        instances: As read.
+        known: The contents under which SOP Instance UIDs are stored or queued already (R11).
+    """
+    contents = {uid: set(some) for uid, some in known.items()}
+    for one in instances:
+        # Within one message too, the second content of a UID is held: nobody can say which is right (AMB-23).
+        mine = contents.setdefault(one.sop_instance, set())
+        code = one.held or ("uid-reused" if mine - {_content(one)} else None)
+        if code is None:
+            mine.add(_content(one))
+        yield code
+
+
 def _delivery_values(
     key: str,
     instances: Sequence[Instance],
     destinations: Sequence[str],
-    known: dict[str, set[tuple[str, str]]],
+    known: Mapping[str, set[tuple[str, str]]],
     now: datetime,
 ) -> Iterable[dict[str, Any]]:
-    for number, one in enumerate(instances, 1):
-        # Within one message too, the second content of a UID is held (AMB-23).
-        others = known.setdefault(one.sop_instance, set()) - {_content(one)}
-        code = one.held or ("uid-reused" if others else None)
-        if code is None:
-            known[one.sop_instance].add(_content(one))
+    for number, code in enumerate(held_codes(instances, known), 1):
         state = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
         if code is None:
             state = {"outcome": Outcome.WAITING, "code": None, "next_attempt": now, "closed_at": None}

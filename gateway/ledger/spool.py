@@ -4,23 +4,23 @@ A new file is written under a temporary name, synced, renamed, and its folder sy
 the row that speaks of it, and only after that commit does anybody say yes. A crash can leave bytes without a row
 (never acknowledged, swept by the janitor) but never a row without bytes.
 
-Files that are ready at the same moment share the sync of their folder: one thread does the syncs, and what arrives
-while it works forms its next batch.
+Files that are ready at the same moment share their syncs: one thread does them, and what arrives while it works forms
+its next batch. In a batch writeback is begun for all files before the first is waited for, so that one commit of the
+file system's journal serves all of them, and then their folder is synced once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import queue
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -29,32 +29,43 @@ from gateway.errors import LowDiskError
 WRITEBACK_EVERY: Final = 8 << 20
 """Bytes after which the kernel is asked to start writing, so that the sync at the end is short."""
 
+SYNCERS: Final = int(os.environ.get("SYNCERS", "4"))
+"""Threads that sync. A sync mostly waits for the disk, and syncs that wait together share one commit of the journal."""
+
+SMALL: Final = 64 << 10
+"""Bytes that a draft keeps in memory: most mails never cost their writer a system call."""
+
 
 class Draft:
     """A file on its way into the spool: written by one owner, invisible until it is committed.
 
-    Not for several threads at once. Whoever makes a draft commits or discards it.
+    Not for several threads at once. Whoever makes a draft commits or discards it. The file appears when the draft
+    outgrows ``SMALL``, or is synced; another process may write it in our place, by its path, before it is synced.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
         self.began = time.monotonic()
-        self._unsynced = 0
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._small = bytearray()
+        self._begun = 0
+        self._file = -1
 
     def write(self, block: bytes | bytearray | memoryview) -> None:
         """Append a block. Raises OSError when the disk refuses it."""
-        view = memoryview(block)
-        while view:
-            written = os.write(self._file, view)
-            self.size += written
-            self._unsynced += written
-            view = view[written:]
-        if self._unsynced >= WRITEBACK_EVERY:
-            self._unsynced = 0
-            # Advice only: it starts writeback without waiting, so that fsync finds little left to do.
-            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
+        self.size += len(block)
+        if self._file < 0 and self.size <= SMALL:
+            self._small += block
+            return
+        self._flush()
+        _write_all(self._file, block)
+        if self.size - self._begun >= WRITEBACK_EVERY:
+            self._begin_writeback()
+
+    def begin_sync(self) -> None:
+        """Start putting the bytes on disk, without waiting."""
+        self._flush()
+        self._begin_writeback()
 
     def sync(self) -> None:
         """Put the bytes on disk and close the file; close may fail on network disks, and then they are not ours."""
@@ -65,9 +76,23 @@ class Draft:
 
     def discard(self) -> None:
         """Forget the file. Safe to call at any time, also twice."""
+        self._small.clear()
         with contextlib.suppress(OSError):
             self._close()
         _unlink(self.path)
+
+    def _flush(self) -> None:
+        if self._file < 0:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if self._small:
+            _write_all(self._file, self._small)
+            self._small = bytearray()
+
+    def _begin_writeback(self) -> None:
+        # Not posix_fadvise: it would also drop the pages, and the message is read right after it was accepted.
+        # Only advice: when it fails, the sync does all the work.
+        _libc.sync_file_range(self._file, _Offset(self._begun), _Offset(0), _SYNC_FILE_RANGE_WRITE)
+        self._begun = self.size
 
     def _close(self) -> None:
         descriptor, self._file = self._file, -1
@@ -75,12 +100,44 @@ class Draft:
             os.close(descriptor)
 
 
-@dataclass(slots=True)
+_libc = ctypes.CDLL(None)
+_Offset = ctypes.c_int64
+_SYNC_FILE_RANGE_WRITE: Final = 2
+
+
+def _write_all(descriptor: int, block: bytes | bytearray | memoryview) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
 class _Commit:
-    draft: Draft
-    key: str
-    done: asyncio.Future[str]
-    loop: asyncio.AbstractEventLoop
+    """A draft that shall become durable, and who waits for it."""
+
+    def __init__(self, draft: Draft, folder: str, key: str) -> None:
+        self.draft = draft
+        self.folder = folder
+        self.key = key
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[str] = self.loop.create_future()
+        self.error: OSError | None = None
+
+    def attempt(self, step: Callable[[_Commit], None]) -> None:
+        """Take a step, unless one has failed; then the draft is gone."""
+        if self.error is None:
+            try:
+                step(self)
+            except OSError as error:
+                self.error = error
+                self.draft.discard()
+
+
+def _begin(commit: _Commit) -> None:
+    commit.draft.begin_sync()
+
+
+def _sync(commit: _Commit) -> None:
+    commit.draft.sync()
 
 
 class Spool:
@@ -101,10 +158,13 @@ class Spool:
         self.drafts.mkdir(mode=0o700)
         _sync_folder(root.parent)
         _sync_folder(root)
-        self._hour: Path | None = None  # the last folder whose own entry is known to be on disk
+        self._hour: str | None = None  # the last folder whose own entry is known to be on disk
         self._commits: queue.SimpleQueue[_Commit | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"spool-{number}", daemon=True) for number in range(SYNCERS)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def draft(self) -> Draft:
         """Begin a new file."""
@@ -116,12 +176,10 @@ class Spool:
         Raises:
             OSError: The disk did not take it.
         """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[str] = loop.create_future()
-        hour = datetime.now(UTC).strftime("%Y%m%d%H")
-        key = f"{hour}/{draft.path.name}{suffix}"
-        self._commits.put(_Commit(draft, key, done, loop))
-        return await asyncio.shield(done)
+        hour = time.strftime("%Y%m%d%H", time.gmtime())
+        commit = _Commit(draft, f"{self.root}/{hour}", f"{hour}/{draft.path.name}{suffix}")
+        self._commits.put(commit)
+        return await commit.done
 
     def path(self, key: str) -> Path:
         """Where the bytes of a key lie. Bytes are reached only this way."""
@@ -168,8 +226,10 @@ class Spool:
 
     def close(self) -> None:
         """Finish what was handed in and stop."""
-        self._commits.put(None)
-        self._thread.join()
+        for _ in self._threads:
+            self._commits.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
         while (first := self._commits.get()) is not None:
@@ -186,35 +246,35 @@ class Spool:
                 return
 
     def _settle(self, batch: list[_Commit]) -> None:
-        renamed: dict[Path, list[_Commit]] = {}
-        for commit in batch:
-            try:
-                commit.draft.sync()
-                target = self.path(commit.key)
-                self._demand_folder(target.parent)
-                commit.draft.path.rename(target)
-            except OSError as error:
-                commit.draft.discard()
-                _answer(commit, error)
-            else:
-                renamed.setdefault(target.parent, []).append(commit)
-        for folder, commits in renamed.items():
+        for step in (_begin, _sync, self._rename):
+            for commit in batch:
+                commit.attempt(step)
+        for folder in {commit.folder for commit in batch if commit.error is None}:
             try:
                 _sync_folder(folder)
             except OSError as error:
-                for commit in commits:
-                    _unlink(self.path(commit.key))
-                    _answer(commit, error)
-            else:
-                for commit in commits:
-                    _answer(commit, None)
+                for commit in batch:
+                    if commit.folder == folder and commit.error is None:
+                        _unlink(self.path(commit.key))
+                        commit.error = error
+        for loop in {commit.loop for commit in batch}:
+            with contextlib.suppress(RuntimeError):  # it is closed: nobody waits, and others still do
+                loop.call_soon_threadsafe(_answer, [commit for commit in batch if commit.loop is loop])
 
-    def _demand_folder(self, folder: Path) -> None:
+    def _rename(self, commit: _Commit) -> None:
         # A folder that is there is not yet one that survives a power cut: its sync may have failed.
-        if folder != self._hour or not folder.is_dir():
-            folder.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(self.root)
-            self._hour = folder
+        if commit.folder != self._hour:
+            self._make_folder(commit.folder)
+        try:
+            os.rename(commit.draft.path, f"{self.root}/{commit.key}")  # noqa: PTH104 pathlib takes longer than the rename
+        except FileNotFoundError:  # it was empty, and the sweep took it
+            self._make_folder(commit.folder)
+            commit.draft.path.rename(self.path(commit.key))
+
+    def _make_folder(self, folder: str) -> None:
+        Path(folder).mkdir(mode=0o700, exist_ok=True)
+        _sync_folder(self.root)
+        self._hour = folder
 
 
 def held_bytes(root: Path, key: str) -> bool:
@@ -227,17 +287,14 @@ def wipe(root: Path, key: str) -> None:
     (root / key).unlink(missing_ok=True)
 
 
-def _answer(commit: _Commit, error: OSError | None) -> None:
-    def settle() -> None:
+def _answer(commits: list[_Commit]) -> None:
+    for commit in commits:
         if commit.done.cancelled():
-            return
-        if error is None:
+            continue
+        if commit.error is None:
             commit.done.set_result(commit.key)
         else:
-            commit.done.set_exception(error)
-
-    with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits, and others still do
-        commit.loop.call_soon_threadsafe(settle)
+            commit.done.set_exception(commit.error)
 
 
 def _unlink(path: Path) -> None:
@@ -246,7 +303,7 @@ def _unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path | str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, case, delete, false, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway.errors import LedgerError
@@ -43,6 +43,9 @@ AFTER_A_FAULT: Final = timedelta(seconds=20)
 MOST_AT_ONCE: Final = 64
 """Tickets claimed in one transaction."""
 
+GATHER: Final = 0.02
+"""Seconds between two claims at least: mail that streams in is not held up by as many claims as messages."""
+
 Handler = Callable[[str], Awaitable[datetime | None]]
 """Does what a row wants, and returns when to look at it again, or None."""
 
@@ -55,30 +58,45 @@ class Kind:
     at_once: int
 
 
-def put(connection: Connection, key: str, due: datetime) -> None:
-    """Want a look at a row, no later than ``due``; a ticket that runs now is looked at once more after it ends."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    earlier = case((ticket.c.due < due, ticket.c.due), else_=due)
-    statement = insert(ticket).values(key=key, due=due, running=False)
-    statement = statement.on_conflict_do_update(
+def _of_kind() -> ColumnElement[bool]:
+    return (ticket.c.key >= bindparam("low")) & (ticket.c.key < bindparam("high"))
+
+
+def _bounds(kind: str) -> dict[str, str]:
+    """The keys of a kind begin with its name and a colon; the semicolon is the character after that."""
+    return {"low": f"{kind}:", "high": f"{kind};"}
+
+
+def _upsert(insert: Callable[[Table], Any]) -> Any:
+    new = insert(ticket).values(key=bindparam("key"), due=bindparam("due"), running=False)
+    wanted = new.excluded.due
+    return new.on_conflict_do_update(
         index_elements=[ticket.c.key],
         set_={
-            "due": case((ticket.c.running, ticket.c.due), else_=earlier),
+            "due": case((ticket.c.running, ticket.c.due), (ticket.c.due < wanted, ticket.c.due), else_=wanted),
             "again": case(
                 (~ticket.c.running, None),
-                (or_(ticket.c.again.is_(None), ticket.c.again > due), due),
+                (or_(ticket.c.again.is_(None), ticket.c.again > wanted), wanted),
                 else_=ticket.c.again,
             ),
         },
     )
-    connection.execute(statement)
-    connection.info["ticket"] = True
+
+
+_PUT: Final = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgresql.insert)}
+"""Built once: the door puts a ticket for every message, and building a statement costs more than running it."""
+
+
+def put(connection: Connection, key: str, due: datetime) -> None:
+    """Want a look at a row, no later than ``due``; a ticket that runs now is looked at once more after it ends."""
+    put_all(connection, [key], due)
 
 
 def put_all(connection: Connection, keys: Iterable[str], due: datetime) -> None:
     """Want a look at each of several rows."""
-    for key in keys:
-        put(connection, key, due)
+    if values := [{"key": key, "due": due} for key in keys]:
+        connection.execute(_PUT[connection.dialect.name], values)
+        connection.info["ticket"] = True
 
 
 def restart(connection: Connection, now: datetime) -> list[str]:
@@ -91,34 +109,57 @@ def restart(connection: Connection, now: datetime) -> list[str]:
     return running
 
 
-def claim(connection: Connection, now: datetime, kind: str, most: int) -> list[str]:
-    """Mark due tickets of a kind as running and return their keys, the longest due first."""
-    due = or_(ticket.c.due <= now, ticket.c.due > now + FARTHEST)
-    mine = ~ticket.c.running & ticket.c.key.startswith(kind + ":", autoescape=True)
-    keys = list(connection.scalars(select(ticket.c.key).where(mine, due).order_by(ticket.c.due).limit(most)))
+_DUE: Final = (
+    select(ticket.c.key)
+    .where(~ticket.c.running, ticket.c.due <= bindparam("now"), _of_kind())
+    .order_by(ticket.c.due)
+    .limit(bindparam("most"))
+)
+_CLAIM: Final = update(ticket).where(ticket.c.key == bindparam("mine")).values(running=True, again=None)
+
+
+def claim(connection: Connection, now: datetime, free: Mapping[str, int]) -> list[str]:
+    """Mark due tickets as running and return their keys: of each kind the longest due, at most as many as are free."""
+    keys: list[str] = []
+    for kind, most in free.items():
+        keys += connection.scalars(_DUE, {"now": now, "most": most, **_bounds(kind)})
     if keys:
-        connection.execute(update(ticket).where(ticket.c.key.in_(keys)).values(running=True, again=None))
+        connection.execute(_CLAIM, [{"mine": key} for key in keys])
     return keys
 
 
-def finish(connection: Connection, key: str, again: datetime | None) -> None:
-    """End a look: the ticket goes, or is due again when the handler or somebody else wants it."""
-    wanted = connection.scalar(select(ticket.c.again).where(ticket.c.key == key))
-    moments = [moment for moment in (wanted, again) if moment is not None]
-    if moments:
-        connection.execute(
-            update(ticket).where(ticket.c.key == key).values(running=False, due=min(moments), again=None)
-        )
-        connection.info["ticket"] = True
-    else:
-        connection.execute(delete(ticket).where(ticket.c.key == key))
+_AGAIN: Final = select(ticket.c.again).where(ticket.c.key == bindparam("mine"))
+_END: Final = delete(ticket).where(ticket.c.key == bindparam("mine"))
+_READY: Final = (
+    update(ticket).where(ticket.c.key == bindparam("mine")).values(running=False, due=bindparam("next"), again=None)
+)
+
+
+def finish(connection: Connection, looks: Sequence[tuple[str, datetime | None]]) -> list[None]:
+    """End looks: each ticket goes, or is due again when its handler or somebody else wants it.
+
+    Args:
+        connection: The transaction.
+        looks: The key of each, and when its handler wants to look again.
+    """
+    for key, again in looks:
+        wanted = connection.scalar(_AGAIN, {"mine": key})
+        moments = [moment for moment in (wanted, again) if moment is not None]
+        if moments:
+            connection.execute(_READY, {"mine": key, "next": min(moments)})
+            connection.info["ticket"] = True
+        else:
+            connection.execute(_END, {"mine": key})
+    return [None] * len(looks)
+
+
+_NEXT: Final = select(func.min(ticket.c.due)).where(~ticket.c.running, _of_kind())
 
 
 def next_due(connection: Connection, kinds: Iterable[str]) -> datetime | None:
     """When the next ticket of some kinds is due that nobody runs."""
-    mine = or_(false(), *(ticket.c.key.startswith(kind + ":", autoescape=True) for kind in kinds))
-    due: datetime | None = connection.scalar(select(func.min(ticket.c.due)).where(~ticket.c.running, mine))
-    return due
+    moments = (connection.scalar(_NEXT, _bounds(kind)) for kind in kinds)
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 class Carrier:
@@ -171,20 +212,19 @@ class Carrier:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _round(self) -> None:
-        for kind in self.kinds:
-            await self._start(kind)
-        await self._sleep()
+    @property
+    def _free(self) -> dict[str, int]:
+        room = {kind: served.at_once - len(self._running[kind]) for kind, served in self.kinds.items()}
+        return {kind: min(count, MOST_AT_ONCE) for kind, count in room.items() if count > 0 and not self._paused}
 
-    async def _start(self, kind: str) -> None:
-        free = self.kinds[kind].at_once - len(self._running[kind])
-        if free <= 0 or self._paused:
-            return
-        now = self.clock()
-        for key in await self.ledger.write(lambda c: claim(c, now, kind, min(free, MOST_AT_ONCE))):
+    async def _round(self) -> None:
+        now, free = self.clock(), self._free
+        for key in await self.ledger.write(lambda c: claim(c, now, free)) if free else ():
+            kind = key.partition(":")[0]
             task = asyncio.create_task(self._look(kind, key), name=key)
             self._running[kind].add(task)
             task.add_done_callback(self._running[kind].discard)
+        await self._sleep()
 
     async def _look(self, kind: str, key: str) -> None:
         try:
@@ -201,15 +241,17 @@ class Carrier:
         # A ticket that stayed marked as running would not be looked at before the next start (R17).
         while True:
             try:
-                return await self.ledger.write(lambda c: finish(c, key, again))
+                return await self.ledger.write_together(finish, (key, again))
             except LedgerError as error:
                 log.error("ledger_failed", exception=type(error).__name__)  # noqa: TRY400
                 await asyncio.sleep(LEDGER_PAUSE)
 
     async def _sleep(self) -> None:
         # A kind that is full can start nothing before one of its handlers ends, and that wakes us.
-        free = [kind for kind, served in self.kinds.items() if len(self._running[kind]) < served.at_once]
-        due = None if self._paused else await self.ledger.read(lambda c: next_due(c, free))
+        free = list(self._free)
+        due = await self.ledger.read(lambda c: next_due(c, free)) if free else None
         wait = SLOWEST_LOOK if due is None else min(SLOWEST_LOOK, due - self.clock())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._awake.wait(), max(wait.total_seconds(), 0.01))
+        # Under a burst every commit wakes us: what comes within this time is claimed together.
+        await asyncio.sleep(GATHER)

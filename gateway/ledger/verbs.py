@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, or_, select, update
 from gateway.errors import GatewayError
 from gateway.ledger import tickets
 from gateway.ledger.events import tell
-from gateway.ledger.messages import RELEASED, announce, fold
+from gateway.ledger.messages import announce, fold
 from gateway.ledger.tables import delivery, destination, message
 from gateway.model import Outcome, Stage
 
@@ -65,7 +65,7 @@ def hold(connection: Connection, key: str, now: datetime, who: str) -> None:
 
 
 def release(connection: Connection, key: str, now: datetime, who: str) -> None:
-    """Let a held item go on. The checks that held it are made again where they can be; else the release stands.
+    """Let a held item go on. The checks that held a message are made again: a person does not replace a signature.
 
     Raises:
         UnknownItemError: There is no such item.
@@ -75,7 +75,7 @@ def release(connection: Connection, key: str, now: datetime, who: str) -> None:
     if row.stage == Stage.RECEIVE:
         if row.outcome != Outcome.HELD:
             raise WrongStateError(f"{key} is {row.outcome}", hint=_hint(row.outcome))
-        _read_again(connection, row, now, who, RELEASED)
+        _read_again(connection, row, now, who, "released")
         return
     _demand_bytes(row)
     if not _requeue(connection, key, delivery.c.outcome == Outcome.HELD, now):
@@ -150,8 +150,8 @@ def _demand_bytes(row: Any) -> None:
 
 def _read_again(connection: Connection, row: Any, now: datetime, who: str, verb: str) -> None:
     _demand_bytes(row)
-    key, code = row.id, RELEASED if verb == RELEASED else None
-    values = {"outcome": Outcome.WAITING, "code": code, "closed_at": None, "tries": 0, "crashes": 0}
+    key = row.id
+    values = {"outcome": Outcome.WAITING, "code": None, "closed_at": None, "tries": 0, "crashes": 0}
     connection.execute(update(message).where(_with_repetitions(key)).values(values))
     _tell(connection, key, now, who, verb, f"{verb}: it will be read again")
     announce(connection, key, Outcome.WAITING, None, now)

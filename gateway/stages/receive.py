@@ -7,6 +7,7 @@ later work, in a process of its own; the original is kept untouched, so that eve
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import time
 from collections.abc import Awaitable, Callable
@@ -17,8 +18,9 @@ from typing import Final
 
 import structlog
 
-from gateway.config import Configuration
+from gateway.config import Configuration, Limits
 from gateway.core import header, routing
+from gateway.core.findings import finding
 from gateway.core.reader import Rules
 from gateway.errors import RefusedError, WorkerError
 from gateway.ledger import messages
@@ -33,7 +35,6 @@ from gateway.model import (
     Instance,
     Outcome,
     Reading,
-    Severity,
     Span,
     Stage,
 )
@@ -45,6 +46,15 @@ POISON: Final = 3
 
 STRANGE: Final = 3
 """Failures nobody foresaw after which a message is held; before that they are taken for temporary."""
+
+PROTECTION_NOT_CHECKED: Final = "protection-not-checked"
+"""The code of a message whose partner asks for protection that nobody can check yet."""
+
+POLITE: Final = 1.0
+"""Seconds that reading steps back at most while messages are being taken in: their senders wait for an answer."""
+
+CALM: Final = 0.05
+"""Seconds without a message being taken in after which the burst is over."""
 
 NEXT_TRY: Final = timedelta(seconds=30)
 
@@ -74,9 +84,8 @@ def book(configuration: Configuration) -> routing.Book:
     return routing.Book(partners, routes, tuple(own))
 
 
-def rules(configuration: Configuration) -> Rules:
+def rules(limits: Limits) -> Rules:
     """What the reader may do, from the limits."""
-    limits = configuration.limits
     return Rules(
         parts=limits.parts,
         depth=limits.depth,
@@ -85,6 +94,14 @@ def rules(configuration: Configuration) -> Rules:
         unpacked=limits.unpacked,
         ratio=limits.ratio,
     )
+
+
+def unchecked(decision: routing.Decision) -> str | None:
+    """Say why a message must be held for its protection, which cannot be checked yet; None when none is asked for."""
+    partner = decision.partner
+    if not decision.routes or partner is None or partner.accept == "any":
+        return None
+    return f"{partner.name} must protect its mail ({partner.accept}), which cannot be checked yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +135,7 @@ def without_repetitions(reading: Reading) -> Reading:
         if first == one.part:
             kept.append(one)
         else:
-            findings.append(
-                Finding("instance-repeated", Severity.INFO, one.part, f"the same instance as in part {first}")
-            )
+            findings.append(finding("instance-repeated", one.part))
     if not findings:
         return reading
     return replace(reading, instances=tuple(kept), findings=(*reading.findings, *findings))
@@ -140,6 +155,9 @@ class Receive:
         self.ledger = ledger
         self.spool = spool
         self._read = read
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._calm: asyncio.TimerHandle | None = None
         self.reload(configuration)
 
     def reload(self, configuration: Configuration) -> None:
@@ -175,6 +193,13 @@ class Receive:
             OSError: The disk did not take it; nothing was kept.
             LedgerError: The ledger did not take it; the peer must try again.
         """
+        self._bustle()
+        try:
+            return await self._accept(envelope, draft, digest)
+        finally:
+            self._bustle()
+
+    async def _accept(self, envelope: Envelope, draft: Draft, digest: Digest) -> str:
         now = datetime.now(UTC)
         try:
             fields = header.parse(digest.header)
@@ -196,9 +221,9 @@ class Receive:
             decision,
             now,
             time.monotonic() - draft.began,
+            now - self.configuration.limits.remember,
         )
-        remember = self.configuration.limits.remember
-        first = await self.ledger.write(lambda c: messages.accept(c, arrival, remember))
+        first = await self.ledger.write_together(messages.accept, arrival)
         log.info("accepted", id=key, size=digest.size, door=envelope.door, duplicate_of=first)
         return key
 
@@ -215,10 +240,21 @@ class Receive:
         if row.crashes >= POISON:
             await self._hold(key, "poison", f"the gateway stopped {row.crashes} times while reading it")
             return None
+        await self._step_back()
         try:
             return await self._receive(row)
         except Exception as error:  # noqa: BLE001  nobody foresaw it: it counts, and the third time a person is told
             return await self._failed(row, error)
+
+    def _bustle(self) -> None:
+        self._quiet.clear()
+        if self._calm is not None:
+            self._calm.cancel()
+        self._calm = asyncio.get_running_loop().call_later(CALM, self._quiet.set)
+
+    async def _step_back(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), POLITE)
 
     async def _receive(self, row: messages.Row) -> datetime | None:
         fields = await asyncio.to_thread(self._header, row)
@@ -228,16 +264,14 @@ class Receive:
             # It was welcome when it came; the configuration has changed since.
             await self._hold(row.id, "no-route", "no route takes it any more")
             return None
-        if decision.routes and decision.partner and decision.partner.accept != "any" and not row.released:
-            accept = decision.partner.accept
-            text = f"{decision.partner.name} must protect its mail ({accept}), which cannot be checked yet"
-            await self._hold(row.id, "protection-not-checked", text)
+        if text := unchecked(decision):
+            await self._hold(row.id, PROTECTION_NOT_CHECKED, text)
             return None
         began = time.monotonic()
         draft = self.spool.draft()
         try:
             message = Span(self.spool.path(row.blob), 0, row.size)
-            reading = without_repetitions(await self._read(message, rules(self.configuration), draft.path))
+            reading = without_repetitions(await self._read(message, rules(self.configuration.limits), draft.path))
         except BaseException:
             draft.discard()
             raise

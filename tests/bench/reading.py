@@ -2,8 +2,9 @@
 
     python tests/bench/reading.py [--quick]
 
-It builds a message of 300 CT-like instances (216 MB) and reads it three ways, interleaved: the reader (hash, PS3.10 check
-and data set walk included, no fsync), ``ripmime``, and ``base64 -d`` of the same bodies. Only the ratios mean something.
+It builds a message of 300 CT-like instances (216 MB) and reads it three ways, interleaved: the reader (hash, PS3.10
+check and data set walk included, no fsync), ``ripmime``, and ``base64 -d`` of the same bodies. Only the ratios mean
+something.
 Bars: at least 3 times ripmime and 1.2 times base64; at most 24 MB over idle, whatever the size; time per MB the same
 from 1 MB to 2 GB and from 1 part to 5000.
 """
@@ -126,7 +127,7 @@ def grow(message: str, parts: int) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: a child inherits its parent's
     idle = peak_kilobytes()
     reader(Path(message), parts)
-    print((peak_kilobytes() - idle) * 1024 / 1e6)
+    sys.stdout.write(str((peak_kilobytes() - idle) * 1024 / 1e6))
 
 
 def peak_kilobytes() -> int:
@@ -181,7 +182,7 @@ def main() -> None:
         if not given.quick:
             cases = [(1, 700_000), (1, 200 << 20), (5000, 30_000), (5000, 100_000), (300, 5_000_000)]
             result["scale"] = scale(folder, cases, 3)
-        print(json.dumps(result, indent=1))
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

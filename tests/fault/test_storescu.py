@@ -8,6 +8,7 @@ import shlex
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -705,6 +706,40 @@ def test_no_thread_and_no_descriptor_is_left_behind(make: Make, quiet_process: C
                 association.send(queued, LONG)
                 association.release()
     assert quiet_process() == before
+
+
+SENDER = """
+import sys
+from pathlib import Path
+from gateway import model
+from gateway.core import contexts
+from gateway.edges.storescu import Association, Peer
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+path, size = Path(sys.argv[1]), int(sys.argv[2])
+queued = [model.Queued(0, "1.2.3", "1.2.3.4", "1.2.840.10008.1.2.1", model.Span(path, 0, size))]
+peer = Peer("SCRIPTED", "127.0.0.1", int(sys.argv[3]), "GATEWAY", 30)
+association = Association.open(peer, contexts.plan(queued)[0].contexts)
+before = peak()
+(sent,) = association.send(queued, 30)
+association.release()
+print(sent.status, peak() - before)
+"""
+
+
+def test_memory_stays_flat_for_an_instance_of_700_mb(tmp_path: Path) -> None:
+    """R7: an instance is never in memory, only a batch of it."""
+    path = tmp_path / "large.dcm"
+    path.touch()
+    os.truncate(path, 700_000_000)  # a sparse file: no disk is written
+    with ScriptedScp() as scp:
+        arguments = [sys.executable, "-c", SENDER, str(path), "700000000", str(scp.port)]
+        ended = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    status, kilobytes = ended.stdout.split()
+    assert (status, scp.seen[0].size) == ("0", 700_000_000)
+    assert int(kilobytes) < 10_000
 
 
 def test_no_thread_is_used_at_all(make: Make, quiet_process: Callable[[], tuple[int, int]]) -> None:

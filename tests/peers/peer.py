@@ -87,6 +87,10 @@ class Peer:
         """What is started; subclasses say."""
         raise NotImplementedError
 
+    def environment(self) -> dict[str, str]:
+        """What it wants in its environment."""
+        return {}
+
     def ready(self) -> bool:
         """Whether it serves now."""
         return answers(self.port)
@@ -103,7 +107,7 @@ class Peer:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            env=environment,
+            env={**environment, **self.environment()},
             cwd=self.folder,
         )
         try:

@@ -98,6 +98,7 @@ def arrival(key: str, *, body: str = "", header: Header | None = None, **changes
         "decision": decision(),
         "at": NOW,
         "seconds": 0.1,
+        "known_since": NOW - REMEMBER,
     }
     return Arrival(key, **{**values, **changes})
 
@@ -129,7 +130,7 @@ def queue(
 ) -> None:
     """Accept a message and write down what was read in it."""
     arrived = arrival(key, at=at, decision=decision(*to), **changes)
-    assert messages.accept(connection, arrived, REMEMBER) is None
+    assert messages.accept(connection, [arrived]) == [None]
     assert messages.decide(
         connection, key, read(*(instances or (instance(1),)), to=to, blob=f"2026112312/{key}.dcm"), at
     )

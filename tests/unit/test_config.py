@@ -567,6 +567,15 @@ def test_every_row_of_what_is_not_built_names_a_real_key() -> None:
     assert {row.key for row in _UNBUILT} <= known
 
 
+def test_manual_says_what_is_not_built() -> None:
+    """Every key that does nothing yet is named where people look it up."""
+    from gateway.config.review import _UNBUILT
+
+    paragraph = MANUAL.read_text(encoding="utf-8").partition("Not acted upon yet:")[2].partition("\n\n")[0]
+    named = {word.split(" = ")[0].rpartition(".")[2] for word in re.findall(r"`([^`]+)`", paragraph)}
+    assert {row.key.removesuffix(".NAME").rpartition(".")[2] for row in _UNBUILT} == named - {"store"}
+
+
 # Reload
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,9 @@ MAY_IMPORT = {
 }
 """Layer by layer, which others it may import beside the words. A layer that is not named here is wiring
 (`cli`, `service`, `demo` ...): it may import everything except what imports it."""
+
+NOT_NAMED = frozenset({"annotated-types"})
+"""Parts of a declared dependency's own interface that come as packages of their own."""
 
 WIRING_DOWN = ("cli", "__main__")
 """The top: only these may import cli."""
@@ -95,6 +101,18 @@ def offences(package: Path) -> list[str]:
 def test_imports_run_in_one_direction() -> None:
     """From cli to service to stages to core to model; edges never meet stages or each other."""
     assert offences(PACKAGE) == []
+
+
+def test_every_foreign_package_is_a_declared_dependency() -> None:
+    """What the gateway imports is installed without the test extra."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[^\w.-]", one)[0].lower() for one in project["dependencies"]}
+    distributions = packages_distributions()
+    used = set()
+    for path in PACKAGE.rglob("*.py"):
+        for _, imported in imports(path.read_text(encoding="utf-8"), "gateway", package=True):
+            used |= {name.lower().replace("_", "-") for name in distributions.get(imported.partition(".")[0], [])}
+    assert used - declared <= {"dicom-mail-gateway", *NOT_NAMED}
 
 
 @pytest.mark.parametrize(

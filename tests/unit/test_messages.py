@@ -26,7 +26,8 @@ from rows import (
 from sqlalchemy import Connection, func, select
 
 from gateway.ledger import inventory, messages
-from gateway.ledger.tables import finding, instance as instances, message
+from gateway.ledger.tables import finding, message
+from gateway.ledger.tables import instance as instances
 from gateway.model import Direction, Envelope, Finding, Outcome, Reading, Severity, Stage
 
 
@@ -42,7 +43,7 @@ def test_ids_sort_by_time_and_can_be_read_out() -> None:
 
 def test_a_message_taken_in_waits_with_a_ticket_and_a_story(connection: Connection) -> None:
     """Custody is one row, one event and one ticket, in one transaction (R1, R17)."""
-    assert messages.accept(connection, arrival("in-1"), REMEMBER) is None
+    assert messages.accept(connection, [arrival("in-1")]) == [None]
     assert outcome(connection, "in-1") == ("waiting", None)
     assert stories(connection, "in-1") == ["accepted"]
     assert wakes(connection) == {"receive:in-1": NOW}
@@ -56,7 +57,7 @@ def test_text_that_no_database_takes_is_written_out(connection: Connection) -> N
     """NUL and bytes that are no Unicode, in envelope, header and file ids, never make a message unstorable (R9)."""
     wild = "a\0b\udcff"
     envelope = Envelope("smtp", wild, (wild,), "192.0.2.1")
-    messages.accept(connection, arrival("in-1", envelope=envelope, header=replace(HEADER, message_id=wild)), REMEMBER)
+    messages.accept(connection, [arrival("in-1", envelope=envelope, header=replace(HEADER, message_id=wild))])
     one = replace(instance(1), file_id=wild, part=f"1!{wild}")
     what = Finding("other-part", Severity.INFO, f"1!{wild}", "x")
     made = replace(read(one), reading=Reading("dicom", (one,), (what,)))
@@ -69,9 +70,9 @@ def test_text_that_no_database_takes_is_written_out(connection: Connection) -> N
 def test_a_repeated_mail_has_the_outcome_of_the_first(connection: Connection, state: Outcome) -> None:
     """Same Message-ID and body: not read again, and its outcome follows the first one's, now and later (R2, R11)."""
     queue(connection, "in-1", body="same")
-    assert messages.accept(connection, arrival("in-2", body="same"), REMEMBER) == "in-1"
+    assert messages.accept(connection, [arrival("in-2", body="same")]) == ["in-1"]
     send(connection, "pacs", state, code="x", wait=timedelta(0) if state is Outcome.WAITING else None)
-    assert messages.accept(connection, arrival("in-3", body="same"), REMEMBER) == "in-1"
+    assert messages.accept(connection, [arrival("in-3", body="same")]) == ["in-1"]
     assert outcome(connection, "in-1")[0] == state
     assert outcome(connection, "in-1") == outcome(connection, "in-2") == outcome(connection, "in-3")
     assert stories(connection, "in-3") == ["accepted", "repeated"]
@@ -84,7 +85,7 @@ def test_a_repeated_mail_has_the_outcome_of_the_first(connection: Connection, st
         {"body": "other", "header": HEADER},
         {"body": "same", "header": replace(HEADER, message_id="<2@clinic-a.example>")},
         {"body": "same", "header": replace(HEADER, message_id=None)},
-        {"body": "same", "at": NOW + REMEMBER},
+        {"body": "same", "at": NOW + REMEMBER, "known_since": NOW},
         {"body": "same", "decision": STRANGER},
         {"body": "same", "decision": decision("other", name="second")},
     ],
@@ -92,20 +93,20 @@ def test_a_repeated_mail_has_the_outcome_of_the_first(connection: Connection, st
 )
 def test_another_mail_is_no_repetition(connection: Connection, changes: dict[str, object]) -> None:
     """What differs in Message-ID, body, partner or route is read and sent (R2: no skipped new mail)."""
-    messages.accept(connection, arrival("in-1", body="same", header=HEADER), REMEMBER)
+    messages.accept(connection, [arrival("in-1", body="same", header=HEADER)])
     values = {"header": HEADER, **changes}
-    assert messages.accept(connection, arrival("in-2", **values), REMEMBER) is None  # type: ignore[arg-type]
+    assert messages.accept(connection, [arrival("in-2", **values)]) == [None]  # type: ignore[arg-type]
 
 
 def test_one_mail_for_two_recipients_handed_over_twice_reaches_both_destinations(connection: Connection) -> None:
     """An MTA that splits a mail by recipient makes no repetition of what goes elsewhere (promise 3)."""
     first, second = decision("pacs", name="a"), decision("other", name="b")
     both = replace(first, routes=(*first.routes, *second.routes))
-    messages.accept(connection, arrival("in-1", body="same", decision=first), REMEMBER)
-    assert messages.accept(connection, arrival("in-2", body="same", decision=second), REMEMBER) is None
-    assert messages.accept(connection, arrival("in-3", body="same", decision=second), REMEMBER) == "in-2"
-    assert messages.accept(connection, arrival("in-4", body="same", decision=both), REMEMBER) is None
-    assert messages.accept(connection, arrival("in-5", body="same", decision=both), REMEMBER) == "in-4"
+    messages.accept(connection, [arrival("in-1", body="same", decision=first)])
+    assert messages.accept(connection, [arrival("in-2", body="same", decision=second)]) == [None]
+    assert messages.accept(connection, [arrival("in-3", body="same", decision=second)]) == ["in-2"]
+    assert messages.accept(connection, [arrival("in-4", body="same", decision=both)]) == [None]
+    assert messages.accept(connection, [arrival("in-5", body="same", decision=both)]) == ["in-4"]
 
 
 def test_what_was_read_becomes_a_delivery_for_each_instance_and_destination(connection: Connection) -> None:
@@ -135,8 +136,8 @@ def test_a_mail_without_dicom_is_refused_or_held_and_says_so(
     connection: Connection, changes: dict[str, str], expected: tuple[str, str], alarm: set[tuple[str, str]]
 ) -> None:
     """Whoever needs a person opens a notice; the story names the outcome and its code (R9, R36)."""
-    messages.accept(connection, arrival("in-1", body="same"), REMEMBER)
-    messages.accept(connection, arrival("in-2", body="same"), REMEMBER)
+    messages.accept(connection, [arrival("in-1", body="same")])
+    messages.accept(connection, [arrival("in-2", body="same")])
     assert messages.decide(connection, "in-1", read(**changes), NOW)
     assert outcome(connection, "in-1") == outcome(connection, "in-2") == expected
     assert alarms(connection) == alarm
@@ -213,7 +214,7 @@ def test_the_code_is_that_of_the_first_problem(connection: Connection) -> None:
 
 def test_only_what_is_open_in_receive_can_be_held_there(connection: Connection) -> None:
     """A hold that comes too late changes nothing."""
-    messages.accept(connection, arrival("in-1"), REMEMBER)
+    messages.accept(connection, [arrival("in-1")])
     assert messages.hold(connection, "in-1", "poison", "it crashed", NOW)
     assert outcome(connection, "in-1") == ("held", "poison")
     assert not messages.hold(connection, "in-1", "other", "again", NOW)
@@ -222,7 +223,7 @@ def test_only_what_is_open_in_receive_can_be_held_there(connection: Connection) 
 
 def test_failures_and_crashes_are_counted_apart(connection: Connection) -> None:
     """A crash is no failed try, and both are told (R27)."""
-    messages.accept(connection, arrival("in-1"), REMEMBER)
+    messages.accept(connection, [arrival("in-1")])
     assert [messages.count_try(connection, "in-1", "failed", NOW) for _ in range(2)] == [1, 2]
     messages.count_crashes(connection, ["in-1"], NOW)
     row = messages.get(connection, "in-1")
@@ -233,7 +234,7 @@ def test_failures_and_crashes_are_counted_apart(connection: Connection) -> None:
 
 def test_a_message_read_again_has_its_findings_once(connection: Connection) -> None:
     """Findings are those of the last reading."""
-    messages.accept(connection, arrival("in-1"), REMEMBER)
+    messages.accept(connection, [arrival("in-1")])
     what = Finding("other-part", Severity.INFO, "1", "a part that is not DICOM")
     made = replace(read(held="no-dicom"), reading=Reading("other", (), (what,)))
     for _ in range(2):

@@ -1,0 +1,450 @@
+"""Live tests behind ``dicom-mail check`` and ``dicom-mail echo``: is everything there that the gateway needs.
+
+Every test is one line that a person can act on. Nothing is changed: no folder made, no schema migrated, no image sent.
+What the configuration alone tells comes first; then the machine and the peers are asked.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import pwd
+import shutil
+import socket
+import ssl
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pydantic import BaseModel
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway import control, service
+from gateway.config import ApplicationEntity, Configuration, Listen, advice
+from gateway.edges import storescu
+from gateway.errors import GatewayError, PeerUnreachableError
+from gateway.ledger import ledger
+from gateway.model import Outcome
+from gateway.users import Users
+
+ECHO_PATIENCE: Final = 15.0
+"""Seconds for each step of a C-ECHO at most, whatever the destination's own time-out: a person is waiting."""
+
+FORGETFUL: Final = frozenset({"tmpfs", "ramfs", "overlay"})
+"""File systems whose content goes with the power or the container."""
+
+EXPIRY: Final = (
+    (timedelta(days=14), "renew it now"),
+    (timedelta(days=30), "renew it this month"),
+    (timedelta(days=60), "have it renewed"),
+)
+"""How long before its end a certificate is spoken of, and how urgently."""
+
+
+class Mark(StrEnum):
+    """What a test found."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+    NO_ANSWER = "no answer"
+
+
+class Check(NamedTuple):
+    """One test and what it found.
+
+    Attributes:
+        mark: The result.
+        subject: What was tested, as the configuration names it.
+        text: What was found, without a full stop.
+        do: What a person can do about it; empty when nothing has to be done.
+    """
+
+    mark: Mark
+    subject: str
+    text: str
+    do: str = ""
+
+
+def exit_code(marks: Iterable[Mark]) -> int:
+    """Exit code of the outer contract: 1 for a problem, else 3 when somebody gave no answer, else 0."""
+    found = set(marks)
+    if Mark.PROBLEM in found:
+        return GatewayError.exit_code
+    return PeerUnreachableError.exit_code if Mark.NO_ANSWER in found else 0
+
+
+def document(found: Iterable[Check]) -> dict[str, Any]:
+    """The tests as a JSON document."""
+    return {"checks": [one._asdict() for one in found]}
+
+
+def review(configuration: Configuration) -> Iterator[Check]:
+    """Say what the configuration alone tells."""
+    yield Check(Mark.OK, "configuration", f"{configuration.source} is valid")
+    for one in advice(configuration):
+        yield Check(Mark(one.level), one.key, one.what, one.do)
+
+
+def check(configuration: Configuration) -> Iterator[Check]:
+    """Say what the configuration tells, then test everything live; yield what is found as it is found."""
+    yield from review(configuration)
+    yield from live(configuration)
+
+
+def live(configuration: Configuration) -> Iterator[Check]:
+    """Test what the gateway needs: its folder, ledger, doors, certificates, users, destinations and queue."""
+    owner = _owner(configuration.gateway.data)
+    yield Check(Mark.OK, "gateway", f"runs as process {owner}" if owner else "does not run now")
+    yield from _folder(configuration)
+    yield from _ledger(configuration)
+    for key, listen in _doors(configuration):
+        yield _door(key, listen, owner)
+    yield from _certificates(configuration)
+    yield from _users(configuration)
+    yield from echo(configuration)
+    yield from _queue(configuration)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The data folder
+
+
+def _owner(folder: Path) -> int | None:
+    """The process that holds the lock of a data folder."""
+    try:
+        file = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # Shared, and for a moment: two that ask do not hinder each other.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(os.pread(file, 32, 0) or b"0")
+    else:
+        return None
+    finally:
+        os.close(file)
+
+
+def _folder(configuration: Configuration) -> Iterator[Check]:
+    data = configuration.gateway.data
+    subject = "gateway.data"
+    place = next(path for path in (data, *data.parents) if path.exists())
+    if trouble := _unwritable(place):
+        yield Check(Mark.PROBLEM, subject, f"{place} cannot be written: {trouble}", "run this as the gateway's user")
+        return
+    if place == data and (stranger := data.stat().st_uid) != os.geteuid():
+        user = _user(stranger)
+        yield Check(Mark.WARNING, subject, f"{data} belongs to {user}, who can do less or more", f"check as {user}")
+    kind = ledger.file_system(place)
+    if kind in ledger.NETWORK_FILE_SYSTEMS:
+        text = f"{place} is on a network file system ({kind}), where SQLite cannot keep its promises"
+        yield Check(Mark.PROBLEM, subject, text, "put it on a local disk")
+    elif kind in FORGETFUL:
+        yield Check(Mark.WARNING, subject, f"{place} is on {kind}, which forgets", "put it on a disk or a volume")
+    yield _room(configuration, place, kind)
+
+
+def _unwritable(folder: Path) -> str:
+    """Why nothing can be written into a folder; empty when it can."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".check-") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return ""
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _room(configuration: Configuration, place: Path, kind: str) -> Check:
+    disk = shutil.disk_usage(place)
+    floor = configuration.limits.free_space_floor(disk.total)
+    text = f"{place} on {kind}: {_size(disk.free)} free, {_size(floor)} wanted"
+    if disk.free < floor:
+        return Check(Mark.PROBLEM, "limits.free_space", f"{text}, so mail is answered with 452", "make room")
+    return Check(Mark.OK, "gateway.data", text)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _ledger(configuration: Configuration) -> Iterator[Check]:
+    path = configuration.gateway.data / "ledger.sqlite"
+    if not path.exists():
+        yield Check(Mark.OK, "ledger", "is made at the first start")
+        return
+    engine = create_engine(f"sqlite:///{path}", hide_parameters=True)
+    try:
+        with engine.connect() as connection:
+            current, newest = ledger.schema(connection)
+    except SQLAlchemyError as error:
+        yield Check(Mark.PROBLEM, "ledger", f"{path} cannot be read: {type(error).__name__}", "restore a backup")
+    except GatewayError as error:
+        yield Check(Mark.PROBLEM, "ledger", error.text, error.hint)
+    else:
+        later = "" if current == newest else f", brought to {newest} at the next start"
+        yield Check(Mark.OK, "ledger", f"schema {current or 'none'}{later}")
+    finally:
+        engine.dispose()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Doors
+
+
+def _doors(configuration: Configuration) -> Iterator[tuple[str, Listen]]:
+    if (smtp := configuration.smtp) is not None:
+        yield "smtp.listen", smtp.listen
+        if smtp.implicit_tls_listen is not None:
+            yield "smtp.implicit_tls_listen", smtp.implicit_tls_listen
+    if configuration.console is not None:
+        yield "console.listen", configuration.console.listen
+    if configuration.metrics is not None:
+        yield "metrics.listen", configuration.metrics.listen
+
+
+def _door(key: str, listen: Listen, owner: int | None) -> Check:
+    try:
+        _bind(listen)
+    except OSError as error:
+        return _shut(key, listen, owner, error)
+    return Check(Mark.OK, key, f"{listen} is free")
+
+
+def _bind(listen: Listen) -> None:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+
+
+def _shut(key: str, listen: Listen, owner: int | None, error: OSError) -> Check:
+    if error.errno == errno.EADDRINUSE and owner and _listens(owner, listen.port):
+        return Check(Mark.OK, key, f"{listen} is open: the gateway listens there")
+    text = f"{listen} cannot be used: {error.strerror or type(error).__name__}"
+    match error.errno:
+        case errno.EADDRINUSE:
+            do = f"see who has it: ss -ltnp sport = :{listen.port}"
+        case errno.EACCES:
+            do = "ports below 1024 need CAP_NET_BIND_SERVICE, which the systemd unit gives"
+        case _:
+            do = "name an address of this machine"
+    return Check(Mark.PROBLEM, key, text, do)
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether a process listens on a port; yes when that cannot be seen, since it is another user's."""
+    doors = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text("ascii").splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                doors.add(f"socket:[{rest[5]}]")
+    try:
+        return any(str(link.readlink()) in doors for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return True
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Certificates and users
+
+
+def _certificates(configuration: Configuration) -> Iterator[Check]:
+    now = datetime.now(UTC)
+    for key, path, key_file in _named(configuration, ""):
+        try:
+            if key_file is not None:
+                service.server_tls(path, key_file)
+            ends = min(expiry(der) for der in _pem(path))
+        except GatewayError as error:
+            yield Check(Mark.PROBLEM, key, error.text, "is it PEM, and is the key its own?")
+        except (OSError, ValueError, IndexError) as error:
+            yield Check(Mark.PROBLEM, key, f"{path} cannot be read: {type(error).__name__}", "is it PEM?")
+        else:
+            yield _lasting(key, path, ends, now)
+
+
+def _named(section: BaseModel, key: str) -> Iterator[tuple[str, Path, Path | None]]:
+    """Every certificate that a configuration names: its key, its file, the file of its private key."""
+    path = getattr(section, "certificate", None)
+    if path is not None:
+        yield f"{key}certificate", path, getattr(section, "key_file", None)
+    for name, value in section:
+        if isinstance(value, BaseModel):
+            yield from _named(value, f"{key}{name}.")
+        elif isinstance(value, dict):
+            for inner, one in value.items():
+                if isinstance(one, BaseModel):
+                    yield from _named(one, f"{key}{name}.{inner}.")
+        elif isinstance(value, tuple):
+            for number, one in enumerate(value, 1):
+                if isinstance(one, BaseModel):
+                    yield from _named(one, f"{key}{name}[{number}].")
+
+
+def _lasting(key: str, path: Path, ends: datetime, now: datetime) -> Check:
+    text = f"{path} is valid until {ends:%Y-%m-%d}"
+    if ends <= now:
+        return Check(Mark.PROBLEM, key, f"{path} expired on {ends:%Y-%m-%d}", "renew it now")
+    for bound, do in EXPIRY:
+        if ends - now <= bound:
+            days = (ends - now).days
+            return Check(Mark.WARNING, key, f"{text}, {days} day{'' if days == 1 else 's'} more", do)
+    return Check(Mark.OK, key, text)
+
+
+def _pem(path: Path) -> list[bytes]:
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    pieces = path.read_text("ascii", "replace").split(begin)[1:]
+    return [ssl.PEM_cert_to_DER_cert(f"{begin}{piece.partition(end)[0]}{end}") for piece in pieces]
+
+
+def expiry(certificate: bytes) -> datetime:
+    """Read notAfter from a certificate in DER (RFC 5280 §4.1.2.5).
+
+    Raises:
+        ValueError: It is no certificate.
+        IndexError: It is cut off.
+    """
+    ((_, whole),) = _elements(certificate)
+    (_, signed), *_ = _elements(whole)
+    fields = _elements(signed)
+    # version [0], which only the oldest certificates lack; serialNumber, signature, issuer, validity
+    validity = fields[4 if fields[0][0] == 0xA0 else 3][1]
+    kind, text = _elements(validity)[1]
+    form = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}.get(kind, "")
+    return datetime.strptime(text.decode("ascii"), form).replace(tzinfo=UTC)
+
+
+def _elements(der: bytes) -> list[tuple[int, bytes]]:
+    """Split DER into tags and contents (X.690 §8.1), one level deep."""
+    found = []
+    at = 0
+    while at < len(der):
+        tag, length = der[at], der[at + 1]
+        at += 2
+        if length & 0x80:
+            size = length & 0x7F
+            length = int.from_bytes(der[at : at + size])
+            at += size
+        found.append((tag, der[at : at + length]))
+        at += length
+    return found
+
+
+def _users(configuration: Configuration) -> Iterator[Check]:
+    for name, section in (("smtp", configuration.smtp), ("console", configuration.console)):
+        if section is None or section.users_file is None:
+            continue
+        users = Users(section.users_file)
+        try:
+            users.load()
+        except GatewayError as error:
+            yield Check(Mark.PROBLEM, f"{name}.users_file", error.text, error.hint or "dicom-mail user add NAME")
+        else:
+            count = len(users.list())
+            mark = Mark.OK if count else Mark.WARNING
+            yield Check(mark, f"{name}.users_file", f"{count} may log in", "" if count else "dicom-mail user add NAME")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Peers
+
+
+def echo(configuration: Configuration, name: str | None = None) -> Iterator[Check]:
+    """Ask destinations whether they are there by C-ECHO (NET-20), all at once, and yield their answers in order.
+
+    Args:
+        configuration: Names them.
+        name: One of them; None for all, and for what else is configured to be called.
+    """
+    names = list(configuration.ae) if name is None else [name]
+    with ThreadPoolExecutor(max(1, min(len(names), 16)), "echo") as threads:
+        for one, result in zip(names, threads.map(lambda n: _ask(configuration.ae[n]), names), strict=True):
+            yield _answer(f"ae.{one}", configuration.ae[one], result)
+    if name is None:
+        yield from _not_called(configuration)
+
+
+def _ask(entity: ApplicationEntity) -> storescu.EchoResult:
+    peer = service.peer(entity)
+    patient = storescu.Peer(
+        peer.title, peer.host, peer.port, peer.calling, min(peer.timeout, ECHO_PATIENCE), peer.max_pdu, peer.tls
+    )
+    return storescu.echo(patient)
+
+
+def _answer(subject: str, entity: ApplicationEntity, result: storescu.EchoResult) -> Check:
+    if result.ok:
+        where = f"{entity.title} at {entity.host}:{entity.port}"
+        return Check(Mark.OK, subject, f"{where} answered C-ECHO in {result.seconds * 1000:.0f} ms")
+    if not result.reachable:
+        return Check(
+            Mark.NO_ANSWER, subject, result.reason, "is it up, are host and port right, is a firewall between?"
+        )
+    if "called AE title" in result.reason:
+        return Check(Mark.PROBLEM, subject, result.reason, f"its title is not {entity.title}: ask the PACS team")
+    if "calling AE title" in result.reason:
+        return Check(Mark.PROBLEM, subject, result.reason, f"have the PACS team admit {entity.calling}")
+    return Check(Mark.PROBLEM, subject, result.reason, "ask the PACS team")
+
+
+def _not_called(configuration: Configuration) -> Iterator[Check]:
+    subjects = [f"imap.{name}" for name in configuration.imap] + [f"pop3.{name}" for name in configuration.pop3]
+    if configuration.relay is not None:
+        subjects.append("relay")
+    for subject in subjects:
+        yield Check(Mark.WARNING, subject, "not asked: that is not built yet")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The queue
+
+
+def _queue(configuration: Configuration) -> Iterator[Check]:
+    if not (configuration.gateway.data / "ledger.sqlite").exists():
+        return
+    try:
+        proof = control.call(configuration, "reconcile")
+        state = control.call(configuration, "list", most=1)
+    except GatewayError:
+        return  # said already, of the ledger
+    for one in state["notices"]:
+        yield Check(Mark.WARNING, "notice", one["text"], one["do"])
+    for one in state["destinations"]:
+        if one["paused"]:
+            yield Check(
+                Mark.WARNING, f"ae.{one['name']}", "is paused by a person", f"dicom-mail queue resume {one['name']}"
+            )
+    counts = ", ".join(f"{proof[outcome]} {outcome}" for outcome in _OPEN)
+    if proof["unaccounted"]:
+        text = f"{counts}; {proof['unaccounted']} unaccounted for"
+        yield Check(Mark.PROBLEM, "queue", text, "dicom-mail reconcile")
+    elif proof[Outcome.HELD] or proof[Outcome.FAILED]:
+        yield Check(Mark.WARNING, "queue", counts, "a person decides: dicom-mail queue list")
+    else:
+        yield Check(Mark.OK, "queue", counts)
+
+
+_OPEN: Final[Sequence[Outcome]] = (Outcome.WAITING, Outcome.HELD, Outcome.FAILED)

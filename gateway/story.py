@@ -1,0 +1,278 @@
+"""The gateway's JSON documents as something to read: tables and stories for a terminal, in local time.
+
+Pure functions: a document of the outer contract in, a rich renderable out. What comes from a mail is shown without
+control characters, so that no message can play with the terminal of who looks at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gateway.model import Outcome
+
+Document = Mapping[str, Any]
+
+_STYLES: Final[Mapping[str, str]] = {
+    Outcome.DELIVERED: "green",
+    Outcome.WAITING: "yellow",
+    Outcome.REFUSED: "dim",
+    Outcome.HELD: "bold magenta",
+    Outcome.FAILED: "bold red",
+    "ok": "green",
+    "warning": "yellow",
+    "problem": "bold red",
+    "no answer": "bold yellow",
+}
+
+_NEXT: Final[Mapping[str, str]] = {
+    Outcome.HELD: "A person decides: dicom-mail queue release {id}, or drop {id}.",
+    Outcome.FAILED: "It was given up: dicom-mail queue retry {id}, or drop {id}.",
+    Outcome.WAITING: "It is tried again by itself; dicom-mail queue retry {id} tries it now.",
+}
+
+
+def plain(value: object) -> str:
+    """Write a value on one line, without anything that a terminal would obey."""
+    if value is None:
+        return ""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(value))
+
+
+def span(seconds: float) -> str:
+    """Write how long something is, as short as people say it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} s" if seconds >= 10 else f"{seconds:.3g} s"
+
+
+def local(moment: str) -> str:
+    """Write a moment of a document in local time."""
+    return f"{datetime.fromisoformat(moment).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def queue(document: Document) -> RenderableType:
+    """The items as a table, then what a person must know: open notices and destinations in trouble."""
+    items = document["items"]
+    head = Text(f"{_count(len(items), 'item')}{', the newest only' if document.get('cut') else ''}", style="bold")
+    parts: list[RenderableType] = [head]
+    if items:
+        parts.append(_items(items))
+    parts += (_notice(notice) for notice in document.get("notices", ()))
+    parts += (destination(one) for one in document.get("destinations", ()) if one["paused"] or one["trouble"])
+    return Group(*parts)
+
+
+def _items(items: Iterable[Document]) -> Table:
+    table = _table("id", "", "outcome", "stage", "partner", "delivered", "attempts", "next", "age", "code")
+    for one in items:
+        table.add_row(
+            Text(plain(one["id"]), style="bold"),
+            Text(plain(one["direction"])),
+            _outcome(one["outcome"]),
+            Text(plain(one["stage"])),
+            Text(plain(one["partner"])),
+            Text(f"{one['delivered']}/{one['instances']}"),
+            Text(plain(one["attempts"])),
+            Text(local(one["next_attempt"])[11:] if one["next_attempt"] else ""),
+            Text(span(one["age_seconds"])),
+            Text(plain(one["code"])),
+        )
+    return table
+
+
+def _notice(notice: Document) -> Text:
+    text = Text.assemble(("notice  ", "bold yellow"), plain(notice["text"]), f", since {local(notice['since'])}")
+    return text.append(f": {plain(notice['do'])}") if notice["do"] else text
+
+
+def destination(document: Document) -> Text:
+    """One line: how a destination is."""
+    text = Text.assemble((plain(document["name"]), "bold"), ": ", "paused" if document["paused"] else "not paused")
+    if document.get("trouble"):
+        text.append(f", in trouble: {plain(document['trouble'])}")
+    if document.get("down_since"):
+        text.append(f", since {local(document['down_since'])}")
+    return text
+
+
+def item(document: Document) -> RenderableType:
+    """The story of one item: what it is, what happened when, where each instance is, and what can be done."""
+    parts: list[RenderableType] = [_headline(document), Text(_condition(document))]
+    if document["message_id"]:
+        parts.append(Text(f"Message-ID {plain(document['message_id'])}", style="dim"))
+    parts += [Text(), _timeline(document["events"])]
+    if document["instances_detail"]:
+        parts += [Text(), _instances(document["instances_detail"])]
+    parts += _findings(document.get("findings", ()))
+    parts += [Text(), Text(_timing(document["timing"]), style="dim")]
+    if advice := _NEXT.get(document["outcome"]):
+        parts.append(Text(advice.format(id=plain(document["id"]))))
+    return Group(*parts)
+
+
+def _headline(document: Document) -> Text:
+    way = "mail from" if document["direction"] == "in" else "images for"
+    text = Text.assemble((plain(document["id"]), "bold"), f"  {way} {plain(document['partner']) or 'nobody we know'}: ")
+    text.append_text(_outcome(document["outcome"]))
+    return text.append(f" ({plain(document['code'])})") if document["code"] else text
+
+
+def _condition(document: Document) -> str:
+    parts = [f"{document['delivered']} of {_count(document['instances'], 'instance')} delivered"]
+    parts.append(_count(document["attempts"], "attempt"))
+    parts.append(f"in stage {plain(document['stage'])}, {span(document['age_seconds'])} old")
+    if document["next_attempt"]:
+        parts.append(f"next attempt {local(document['next_attempt'])}")
+    if document.get("duplicate_of"):
+        parts.append(f"repeats {plain(document['duplicate_of'])}")
+    return ", ".join(parts)
+
+
+def _timeline(events: Iterable[Document]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column(overflow="fold")
+    for event in events:
+        table.add_row(Text(local(event["at"])), Text(plain(event["text"])))
+    return table
+
+
+def _instances(details: Iterable[Document]) -> Table:
+    table = _table("SOP Instance UID", "destination", "outcome", "sends", "unknown", "status", "mail", "code")
+    for one in details:
+        table.add_row(
+            Text(plain(one["sop_instance"])),
+            Text(plain(one["destination"])),
+            _outcome(one["outcome"]),
+            Text(plain(one["sends"])),
+            Text(plain(one["sends_unknown"] or "")),
+            Text(plain(one["status"])),
+            Text(plain(one["mail"])),
+            Text(plain(one.get("code"))),
+        )
+    return table
+
+
+def _timing(timing: Document) -> str:
+    names = ("receive", "read", "store")
+    known = [f"{name} {span(timing[f'{name}_seconds'])}" for name in names if timing[f"{name}_seconds"] is not None]
+    return "took: " + (", ".join(known) or "nothing yet")
+
+
+def proof(document: Document) -> RenderableType:
+    """The conservation proof: one sentence that says whether it holds, then the numbers in both units."""
+    if document["unaccounted"]:
+        verdict = f"The proof does not hold: {document['unaccounted']} of {document['in']} are unaccounted for."
+        head = Text(verdict, style=_STYLES["problem"])
+    else:
+        head = Text(f"All that was taken in is accounted for: {document['in']}.", style=_STYLES["ok"])
+    outcomes = [str(outcome) for outcome in Outcome]
+    table = _table("unit", "in", "", *outcomes, "unaccounted", "doubtful")
+    for unit, counts in (("messages, collections", document), ("instances, destinations", document["instances"])):
+        row = [
+            counts["in"],
+            "=",
+            *(counts[outcome] for outcome in outcomes),
+            counts.get("unaccounted", ""),
+            counts.get("doubtful", ""),
+        ]
+        table.add_row(Text(unit), *(Text(plain(value)) for value in row))
+    astray = (
+        Text(f"unaccounted: {plain(one)}; dicom-mail queue show {plain(one)}") for one in document.get("astray", ())
+    )
+    return Group(head, table, *astray)
+
+
+def reading(document: Document) -> RenderableType:
+    """What the gateway would make of one message."""
+    outcome = document["outcome"]
+    parts: list[RenderableType] = [Text.assemble("This would be ", _outcome(outcome), f": {_decision(document)}.")]
+    parts.append(Text(_content(document)))
+    if document["instances"]:
+        parts += [Text(), _read_instances(document["instances"])]
+    directory = document["dicomdir"]
+    if directory and not directory["complete"]:
+        parts.append(Text(f"The DICOMDIR names files that did not come: {plain(', '.join(directory['missing']))}"))
+    for part in document["other_parts"]:
+        parts.append(
+            Text(f"part {plain(part['part'])}: {plain(part['type'])}, {part['size']} bytes, kept with the original")
+        )
+    return Group(*parts, *_findings(document["findings"]))
+
+
+def _decision(document: Document) -> str:
+    partner = f"from {plain(document['partner'])}" if document["partner"] else "from nobody we know"
+    if not document["route"]:
+        return f"{partner}, no route takes it"
+    return (
+        f"{partner}, by route {plain(document['route'])} to {plain(', '.join(document['destinations'])) or 'nowhere'}"
+    )
+
+
+def _content(document: Document) -> str:
+    kinds = {"dicom": "DICOM", "partial": "a fragment", "report": "a report", "other": "no DICOM"}
+    count = len(document["instances"])
+    studies = len({one["study"] for one in document["instances"]})
+    parts = [f"It is {kinds.get(document['kind'], plain(document['kind']))}"]
+    if count:
+        parts.append(f"{_count(count, 'instance')} of {studies} {'study' if studies == 1 else 'studies'}")
+    if document["partial"]:
+        partial = document["partial"]
+        parts.append(f"number {partial['number']} of {partial['total'] or 'unknown'}")
+    guard = document["protection"]
+    marks = [word for word in ("encrypted", "signed", "verified") if guard[word]]
+    parts.append(" and ".join(marks) if marks else "unprotected")
+    if guard["signer"]:
+        parts.append(f"signer {plain(guard['signer'])}")
+    if guard["code"]:
+        parts.append(f"code {plain(guard['code'])}")
+    return ", ".join(parts) + "."
+
+
+def _read_instances(instances: Iterable[Document]) -> Table:
+    table = _table("part", "SOP Instance UID", "SOP Class UID", "Transfer Syntax UID", "bytes", "File ID")
+    for one in instances:
+        keys = ("part", "sop_instance", "sop_class", "transfer_syntax", "size", "file_id")
+        table.add_row(*(Text(plain(one[key])) for key in keys))
+    return table
+
+
+def _findings(findings: Iterable[Document]) -> list[RenderableType]:
+    return [
+        Text.assemble(
+            (f"{plain(one['severity'])}  ", _STYLES["warning"]),
+            plain(one["code"]),
+            f" in part {plain(one['where'])}" if one["where"] else "",
+            f": {plain(one['text'])}",
+        )
+        for one in findings
+    ]
+
+
+def verdict(mark: str, subject: str, text: str, do: str = "") -> Text:
+    """One line of ``check`` and ``echo``: ``ok``, ``warning``, ``problem`` or ``no answer``, and what to do."""
+    line = Text.assemble((f"{mark:<9}  ", _STYLES[mark]), plain(subject))
+    line.append(f": {plain(text)}" if text else "")
+    return line.append(f" -> {plain(do)}" if do else "")
+
+
+def _outcome(outcome: str) -> Text:
+    return Text(plain(outcome), style=_STYLES.get(outcome, ""))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,126 @@
+"""Real files and real mails, those that stray included: what each must come to."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.model import Severity
+from tests.samples import content, corpus, mail, part, reading
+
+CORPUS = corpus()
+if CORPUS is None and os.environ.get("CI"):
+    raise RuntimeError("the corpus is missing")  # a missing peer is a failure there
+pytestmark = pytest.mark.skipif(CORPUS is None, reason="the corpus of real files is not beside the project")
+ROOT = CORPUS or Path()
+
+HARMLESS = {"meta-instance", "meta-incomplete", "meta-length", "no-patient-id", "zero-led-uid", "trailing-padding"}
+
+HELD_THOUGH_A_PACS_TOOK_IT = {
+    "dicom/pydicom-data/bad_sequence.dcm": "invalid-uid",  # hashes in place of UIDs
+    "dicom/pydicom/MR_truncated.dcm": "truncated-data-set",  # half an image is no image
+    "dicom/pydicom-data/JLSL_08_07_0_1F.dcm": "no-study",
+    "dicom/pydicom-data/JLSL_16_15_1_1F.dcm": "no-study",
+    "dicom/pydicom/JPEGLSNearLossless_08.dcm": "no-study",
+    "dicom/pydicom/JPEGLSNearLossless_16.dcm": "no-study",
+    "dicom/pydicom/SC_rgb_jls_lossy_line.dcm": "no-study",
+    "dicom/pydicom/SC_rgb_jls_lossy_sample.dcm": "no-study",
+}
+"""P10-7 asks for more than the most patient of them."""
+
+
+def manifest() -> list[dict[str, str]]:
+    """Return the rows of the manifest whose files are there."""
+    if CORPUS is None:
+        return []
+    with (ROOT / "MANIFEST.tsv").open(encoding="utf-8", newline="") as rows:
+        return [
+            row
+            for row in csv.DictReader(rows, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if (ROOT / row["path"]).is_file()
+        ]
+
+
+ROWS = manifest()
+DICOM = [row for row in ROWS if row["path"].startswith("dicom/")]
+COMPOSED = sorted(ROOT.glob("composed/*.eml")) if CORPUS else []
+OPEN = [path for path in COMPOSED if not path.name.startswith("o7-")]
+
+
+@pytest.mark.parametrize("path", OPEN, ids=lambda path: path.name)
+def test_composed_mails_come_to_what_is_expected(path: Path, tmp_path: Path) -> None:
+    """Every instance with its hashes; a DICOMDIR is never one of them."""
+    result = reading(tmp_path, path.read_bytes())
+    objects: list[dict[str, Any]] = json.loads(path.with_suffix("").with_suffix(".expect.json").read_text())["objects"]
+    expected = {(one["sop_instance"], one["sha256_file"], one["sha256_dataset"]) for one in objects if one["store"]}
+    found = {(one.sop_instance, one.sha256, one.data_set_sha256) for one in result.instances if not one.held}
+    assert found == expected
+    assert (result.dicomdir is not None) == any(one["is_dicomdir"] for one in objects)
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_fragments_of_a_real_sender_are_known(number: int, tmp_path: Path) -> None:
+    """They came in another order."""
+    message = (ROOT / f"composed/o5-mpack-partial/arrival{number}.eml").read_bytes()
+    result = reading(tmp_path, message)
+    assert result.kind == "partial"
+    assert result.partial is not None
+    assert 1 <= result.partial.number <= 5
+
+
+@pytest.mark.parametrize("row", DICOM, ids=lambda row: row["path"])
+def test_every_file_comes_out_or_a_finding_says_why_not(row: dict[str, str], tmp_path: Path) -> None:
+    """R8: sha256 in is sha256 out. What a PACS took is not held, but for what P10-7 names."""
+    data = (ROOT / row["path"]).read_bytes()
+    result = reading(tmp_path, mail(part(data, "application/octet-stream")), instance=1 << 30)
+    codes = {found.code for found in result.findings}
+    if data[128:132] != b"DICM":
+        assert not result.instances
+    elif "DICOMDIR" in row["path"]:
+        assert not result.instances
+        assert result.dicomdir is not None or codes == {"directory-unreadable"}
+    elif result.instances:
+        (instance,) = result.instances
+        assert instance.sha256 == hashlib.sha256(data).hexdigest()
+        assert content(instance.file) == data
+        assert instance.held is None or instance.held in codes
+        if "0x0000" in (row["dcmtk_storescp_3.6.7(+xa)"], row["orthanc_1.10.1"]):
+            assert instance.held == HELD_THOUGH_A_PACS_TOOK_IT.get(row["path"])
+        if instance.held is None:
+            assert codes <= HARMLESS
+    else:
+        assert [found for found in result.findings if found.severity is Severity.ERROR]
+
+
+def other_mails() -> list[Path]:
+    """Return every file of the corpus that is, or could be taken for, a mail."""
+    return [ROOT / row["path"] for row in ROWS if not row["path"].startswith(("dicom/", "composed/"))]
+
+
+@pytest.mark.parametrize("folder", ["mail", "mail-dsn", "mail-smime", "mail-tnef"])
+def test_no_other_mail_raises_or_takes_long(folder: str, tmp_path: Path) -> None:
+    """R9: clients' habits, broken headers, bounces, sealed mail: none has DICOM inside, none looks like a study."""
+    seen = 0
+    for path in other_mails():
+        if path.relative_to(ROOT).parts[0] == folder:
+            begun = time.process_time()
+            result = reading(tmp_path, path.read_bytes())
+            assert time.process_time() - begun < 2, path
+            assert result.instances == (), path
+            seen += 1
+    assert seen > 20
+
+
+def test_no_bounce_looks_like_a_study(tmp_path: Path) -> None:
+    """AMB-37: reports and automatic replies of many systems."""
+    bounces = [path for path in other_mails() if path.relative_to(ROOT).parts[0] == "mail-dsn"]
+    kinds = [reading(tmp_path, path.read_bytes()).kind for path in bounces]
+    assert "dicom" not in kinds
+    assert kinds.count("report") > len(kinds) // 2

@@ -1,0 +1,90 @@
+"""Coverage-guided fuzzing of the File-set Reader.
+
+    python tests/fuzz/reader.py -max_total_time=600 [corpus folder…]
+
+Needs atheris. Without a folder of its own it starts from the small mails of the corpus and from samples made here.
+"""
+
+# Invariant: any bytes are a message. The reader gives a Reading or raises a GatewayError, never anything else, in
+# bounded time and memory; every instance in it has the hash it says, and one that is not held is identified. The same
+# bytes joined as a fragment are a message or a GatewayError.
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+with atheris.instrument_imports(include=["gateway"]):
+    from gateway.core import header, partial
+    from gateway.core.reader import Rules, read
+    from gateway.errors import GatewayError
+    from gateway.model import Reading, Span
+
+from tests import samples
+
+RULES = Rules(
+    parts=50, depth=6, header=4096, instance=1 << 20, unpacked=1 << 22, ratio=50, bare_dicom=True, uuencode=True
+)
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+
+
+def one(data: bytes) -> None:
+    """Read one message."""
+    message = FOLDER / "message"
+    message.write_bytes(data)
+    span = Span(message, 0, len(data))
+    header.parse(data)
+    with (FOLDER / "out").open("w+b") as out, contextlib.suppress(GatewayError):
+        check(read(span, RULES, out))
+    with (FOLDER / "joined").open("w+b") as out, contextlib.suppress(GatewayError):
+        partial.join([span, span], RULES.header, out)
+
+
+def check(reading: Reading) -> None:
+    """Hold a reading against the invariant."""
+    for instance in reading.instances:
+        content = samples.content(instance.file)
+        if hashlib.sha256(content).hexdigest() != instance.sha256:
+            raise AssertionError("another file than was hashed")
+        if instance.held is None and not (instance.sop_class and instance.sop_instance and instance.study):
+            raise AssertionError("an instance without a name is not held")
+
+
+def seeds(folder: Path) -> None:
+    """Write what to start from."""
+    made = {
+        "plain": samples.mail(samples.part(samples.dicom_file())),
+        "big-endian": samples.mail(samples.part(samples.dicom_file(syntax=samples.BIG_ENDIAN), encoding="binary")),
+        "deflated": samples.mail(samples.part(samples.dicom_file(syntax=samples.DEFLATED), encoding="binary")),
+        "directory": samples.mail(samples.part(samples.dicomdir([("A/B", "1.2.3.4")]), encoding="binary")),
+    }
+    for name, data in made.items():
+        (folder / name).write_bytes(data)
+    root = samples.corpus()
+    for path in root.rglob("*.eml") if root else ():
+        if path.stat().st_size < 20_000:
+            (folder / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]).write_bytes(path.read_bytes())
+
+
+def main() -> None:
+    """Fuzz until the time given is over."""
+    arguments = list(sys.argv)
+    if not any(not argument.startswith("-") for argument in arguments[1:]):
+        folder = FOLDER / "seeds"
+        folder.mkdir()
+        seeds(folder)
+        arguments.append(str(folder))
+    atheris.Setup(arguments, one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
