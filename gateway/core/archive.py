@@ -22,6 +22,9 @@ OTHER: Final = "other"
 BLOCK: Final = 1 << 20
 """Bytes of a member that are unpacked at once."""
 
+PACKED: Final = 32 << 10
+"""Bytes of a gzip file that should be handed in at once."""
+
 FLOOR: Final = 1 << 20
 """Bytes that any member may have whatever its ratio: a black image packs a thousandfold."""
 
@@ -165,7 +168,7 @@ def gunzip(blocks: Iterable[bytes], budget: Budget) -> Iterator[bytes]:
     gzip = zlib.decompressobj(zlib.MAX_WBITS | 16)
     for raw in blocks:
         packed += len(raw)
-        rest = raw
+        rest = raw  # small, since what is behind each of thousands of members is copied
         while rest:
             if gzip.eof:
                 gzip = zlib.decompressobj(zlib.MAX_WBITS | 16)

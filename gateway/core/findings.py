@@ -48,6 +48,7 @@ CODES: Final[dict[str, Code]] = {
         "Ask the sender's IT.",
     ),
     "missing-boundary": Code(_WARNING, "The closing boundary is missing: the end of the message may be lost.", _ASK),
+    "cut-message": Code(_ERROR, "The mail ends inside this file, and nothing shows that the file is whole.", _ASK),
     "damaged-base64": Code(
         _WARNING, "The base64 text is damaged; it was decoded as far as possible.", "Watch whether it happens again."
     ),

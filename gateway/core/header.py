@@ -21,8 +21,11 @@ LOOP_FIELD: Final = "X-DICOM-Mail-Loop"
 ADDRESS_LIMIT: Final = 100
 """Addresses in From fields that are looked at. A proper message has one."""
 
-VALUE_LIMIT: Final = 64 << 10
+VALUE_LIMIT: Final = 16 << 10
 """Characters of one field value that are looked at; more is no field of a mail."""
+
+WORDS_LIMIT: Final = 998
+"""Characters of a text in which encoded words are decoded."""
 
 # A field name is printable ASCII without colon (RFC 5322 §2.2).
 # QUIRK: blanks before the colon (RFC 5322 §4.5.8, obsolete) and mbox's "From " line are taken as part of the header.
@@ -157,7 +160,8 @@ def _continued(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def words(text: str) -> str:
     """Decode encoded words (RFC 2047); text that only looks like them stays as it is."""
-    if "=?" not in text:
+    # stdlib looks for the end of each word anew: what is longer than a line is nothing that was meant to be read.
+    if "=?" not in text or len(text) > WORDS_LIMIT:
         return text
     try:
         return "".join(

@@ -69,6 +69,7 @@ class Judged:
         series: Series Instance UID, empty when absent.
         codes: What was noticed, the meta information's codes included.
         held: The first code that is an error.
+        ends_with_pixels: Its last element is Pixel Data: nothing can be missing behind it.
     """
 
     meta: Meta
@@ -78,6 +79,7 @@ class Judged:
     series: str
     codes: tuple[str, ...]
     held: str | None
+    ends_with_pixels: bool
 
     @property
     def is_directory(self) -> bool:
@@ -166,11 +168,11 @@ def judge(meta: Meta, source: Source, unpacked: int) -> Judged:
     """
     codes = list(meta.codes)
     values: dict[int, str] = {}
+    walked = dataset.Walked()
     try:
         walked = _walk(meta, source, unpacked)
     except Problem as problem:
         codes.append(problem.code)
-        values = {}
     else:
         for found in walked.found:
             values.setdefault(found.tag, _text(found.value))
@@ -184,6 +186,7 @@ def judge(meta: Meta, source: Source, unpacked: int) -> Judged:
         series=values.get(_SERIES, ""),
         codes=tuple(dict.fromkeys(codes)),
         held=next((code for code in codes if CODES[code].severity is Severity.ERROR), None),
+        ends_with_pixels=walked.ends_with_pixels,
     )
 
 

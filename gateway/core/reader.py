@@ -132,6 +132,7 @@ class _Taken:
     judged: part10.Judged
     span: Span
     digests: Digests
+    held: str | None
 
 
 class _Reader:
@@ -182,6 +183,11 @@ class _Reader:
         if walk.cut:
             # What was not looked at might change what was.
             self._cut = walk.findings[-1].code
+        last = self._taken[-1] if self._taken else None
+        if last and last.leaf.section == walk.unfinished and not last.judged.ends_with_pixels:
+            # AMB-22: cut between two elements, a data set looks whole.
+            last.held = last.held or "cut-message"
+            self._findings.append(finding("cut-message", last.leaf.section))
 
     def _take(self, part: Part, file: int) -> None:
         noted: set[str] = set()
@@ -197,19 +203,19 @@ class _Reader:
         names = (part.parameters.get("id"), part.parameters.get("name"), part.filename)
         labels = tuple(name for name in names if name)
         leaf = _Leaf(part.section, part.type, names[0], labels, 0, part.depth)
+        self._leaves += 1
         self._content(leaf, first, blocks)
         if noted and not part.type.startswith("text/"):
             self._findings += [finding(code, part.section) for code in sorted(noted)]
 
     def _content(self, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
         """Read one file, whatever it is."""
-        self._leaves += 1
         try:
             if part10.is_marked(first):
                 self._dicom(leaf, first, blocks)
             elif kind := archive.kind(first):
                 self._archive(kind, leaf, first, blocks)
-            elif leaf.type == "message/rfc822":
+            elif leaf.type in mime.MESSAGES:
                 self._message(leaf, first, blocks)
             elif self._rules.uuencode and leaf.type == "text/plain":
                 self._text(leaf, first, blocks)
@@ -272,7 +278,7 @@ class _Reader:
             self._findings.append(finding("directory-id", leaf.section))
         self._labels += [(leaf.section, label) for label in leaf.labels]
         if judged.is_identified:
-            self._taken.append(_Taken(leaf, judged, span, digests))
+            self._taken.append(_Taken(leaf, judged, span, digests, judged.held))
         else:
             self._others.append(OtherPart(leaf.section, leaf.type, span.size))
             self._out.drop(span.start)
@@ -340,6 +346,9 @@ class _Reader:
         return any(found.where.startswith(leaf.section + "!") for found in self._findings)
 
     def _member(self, outer: _Leaf, member: archive.Member, label: str | None = None) -> None:
+        if self._leaves >= self._rules.parts:
+            raise Problem("too-many-members")
+        self._leaves += 1
         section = f"{outer.section}!{member.name}"
         leaf = _Leaf(
             section, "application/octet-stream", None, (label or member.name,), outer.unpacked + 1, outer.depth
@@ -441,7 +450,7 @@ def _instance(taken: _Taken, held: str | None) -> Instance:
         file_id=taken.leaf.file_id,
         file=taken.span,
         data_set=judged.meta.data_set,
-        held=judged.held or held,
+        held=taken.held or held,
     )
 
 
@@ -487,5 +496,5 @@ def _spool(scratch: IO[bytes], first: bytes, blocks: Iterable[bytes]) -> int:
 
 def _reread(scratch: IO[bytes]) -> Iterator[bytes]:
     scratch.seek(0)
-    while block := scratch.read(archive.BLOCK):
+    while block := scratch.read(archive.PACKED):
         yield block

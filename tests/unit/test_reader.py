@@ -138,6 +138,24 @@ def test_a_damaged_file_is_held_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "held"),
+    [
+        (FILE, "cut-message"),
+        (OTHER, None),
+        (dicom_file(data_set(more=element(0x7FE00010, "OW", b"12") + element(0xFFFA1000, "LO", "x"))), "cut-message"),
+        (dicom_file(data_set()[:-1]), "truncated-data-set"),
+    ],
+)
+def test_the_last_file_of_a_cut_mail_must_show_that_it_is_whole(tmp_path: Path, file: bytes, held: str | None) -> None:
+    """AMB-22: cut between two elements it parses; only Pixel Data at the end shows that nothing is missing."""
+    whole = mail(part(FILE), part(file))
+    result = reading(tmp_path, whole[: whole.rindex(b"\r\n--limit--")])
+    assert [instance.held for instance in result.instances] == [None, held]
+    assert ("cut-message" in codes(result)) == (held is not None)
+    assert "missing-boundary" in codes(result)
+
+
+@pytest.mark.parametrize(
     ("file", "code"),
     [
         (bytes(128) + b"DICM", "damaged-meta"),
