@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from gateway.core.dataset import Problem
+from gateway.core.header import printable
 
 ZIP: Final = "zip"
 GZIP: Final = "gzip"
@@ -30,6 +31,9 @@ FLOOR: Final = 1 << 20
 
 DIRECTORY_LIMIT: Final = 16 << 20
 """Bytes of a ZIP's central directory: some hundred thousand members."""
+
+NAME_LIMIT: Final = 255
+"""Characters of a member's name with its folders."""
 
 _ISO_AT: Final = 0x8001
 _OTHERS: Final = (b"Rar!\x1a\x07", b"7z\xbc\xaf\x27\x1c", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"MSCF")
@@ -111,8 +115,8 @@ def unzip(file: BinaryIO, budget: Budget, most: int) -> Iterator[Member]:
     # Judged as a whole before anything is taken: a set with locked members is not a set.
     if any(info.flag_bits & 0x1 for info in infos):
         raise Problem("encrypted-archive")
-    names = [info.filename.replace("\\", "/") for info in infos]
-    if any(name.startswith("/") or ".." in name.split("/") for name in names):
+    names = [printable(info.filename.replace("\\", "/")) for info in infos]
+    if any(len(name) > NAME_LIMIT or name.startswith("/") or ".." in name.split("/") for name in names):
         raise Problem("unsafe-name")
     for name, info in zip(names, infos, strict=True):
         yield Member(name, _unpack(archive, info, budget, size))

@@ -69,6 +69,7 @@ class Head:
     """What the header of one entity says about its content."""
 
     type: str = "text/plain"
+    boundary: bytes = b""
     parameters: dict[str, str] = field(default_factory=dict)
     encoding: str = ""
     filename: str | None = None
@@ -194,7 +195,7 @@ class Walk:
         return Part(section, head.type, head.encoding, head.parameters, head.filename, body, self._end, depth)
 
     def _push(self, head: Head, section: str, depth: int, *, inner: bool) -> bool:
-        boundary = head.parameters.get("boundary", "").rstrip().encode("utf-8", "surrogateescape")
+        boundary = head.boundary
         number = section.removesuffix(".")
         if not 0 < len(boundary) <= BOUNDARY_LIMIT:
             self.findings.append(finding("no-boundary", number))
@@ -298,13 +299,16 @@ def _head(block: bytes) -> Head:
     kind, parameters = header.parameters(values.get("content-type", ""))
     if kind.count("/") != 1:
         kind = "text/plain"
+    boundary = parameters.pop("boundary", "")  # bytes that are no text may be in it
     _, disposition = header.parameters(values.get("content-disposition", ""))
+    filename = disposition.get("filename")
     encoding = values.get("content-transfer-encoding", "").partition(";")[0].strip().lower()
     return Head(
-        type=kind,
-        parameters=parameters,
+        type=header.printable(kind),
+        boundary=boundary.rstrip().encode("utf-8", "surrogateescape"),
+        parameters={name: header.printable(text) for name, text in parameters.items()},
         encoding=encoding,
-        filename=disposition.get("filename"),
+        filename=filename and header.printable(filename),
         auto_submitted=values.get("auto-submitted", "").lower(),
         subject=values.get("subject", ""),
     )
