@@ -205,7 +205,7 @@ class _Reader:
         leaf = _Leaf(part.section, part.type, names[0], labels, 0, part.depth)
         self._leaves += 1
         self._content(leaf, first, blocks)
-        if noted and not part.type.startswith("text/"):
+        if part10.is_marked(first) or not part.type.startswith("text/"):
             self._findings += [finding(code, part.section) for code in sorted(noted)]
 
     def _content(self, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
@@ -363,8 +363,7 @@ class _Reader:
     def _message(self, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
         """Walk a message that came in a transfer encoding, though RFC 2046 §5.2.1 forbids it."""
         if leaf.depth >= self._rules.depth:
-            self._other(leaf, first, blocks)
-            return
+            raise Problem("too-deep")
         with tempfile.TemporaryFile(dir=self._out.path.parent) as scratch:
             size = _spool(scratch, first, blocks)
             self.take_all(self.walk(scratch.fileno(), 0, size, leaf.section + ".", leaf.depth + 1), scratch.fileno())

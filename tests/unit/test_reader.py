@@ -126,6 +126,8 @@ def test_damaged_text_is_nobodys_business(tmp_path: Path) -> None:
     """Findings are about what might be an image."""
     assert codes(reading(tmp_path, part(b"a=ZZ", "text/plain", "quoted-printable"))) == []
     assert codes(reading(tmp_path, part(b"a=ZZ", "image/jpeg", "quoted-printable"))) == ["damaged-quoted-printable"]
+    image = part(FILE, "text/plain").replace(b"AAAA\r\n", b"A*AAA\r\n", 1)
+    assert codes(reading(tmp_path, image)) == ["damaged-base64"]
 
 
 def test_a_damaged_file_is_held_and_the_others_go_on(tmp_path: Path) -> None:
@@ -393,6 +395,7 @@ class TestEncodedMessage:
             inner = part(inner, "message/rfc822")
         result = reading(tmp_path, inner, depth=5)
         assert (result.instances, result.other_parts[0].part) == ((), "1.1.1.1.1.1")
+        assert codes(result) == ["too-deep"]
 
 
 @pytest.mark.parametrize(
