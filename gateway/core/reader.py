@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, BinaryIO, Final
 
 import pybase64
@@ -385,8 +385,9 @@ class _Reader:
     def result(self, head: mime.Head) -> Reading:
         """Finish: wait for the digests, check the directory, tell what the message is."""
         self._out.finish()
-        instances = tuple(_instance(taken, self._cut) for taken in self._taken)
+        instances, repeated = _tell_apart([_instance(taken, self._cut) for taken in self._taken])
         directory, noted = self._check(instances)
+        noted += repeated
         if report.is_report(head) or (report.is_reply(head) and not self._dicom_seen):
             kind = "report"
         elif self._dicom_seen:
@@ -451,6 +452,24 @@ def _instance(taken: _Taken, held: str | None) -> Instance:
         data_set=judged.meta.data_set,
         held=taken.held or held,
     )
+
+
+def _tell_apart(instances: list[Instance]) -> tuple[tuple[Instance, ...], list[Finding]]:
+    """Note what came twice, and hold what bears the UID of another one (AMB-23). What is held counts for nobody."""
+    known: dict[str, tuple[str, str]] = {}
+    told: list[Instance] = []
+    noted: list[Finding] = []
+    for instance in instances:
+        identity = (instance.transfer_syntax, instance.data_set_sha256)
+        if instance.held is not None or known.setdefault(instance.sop_instance, identity) is identity:
+            told.append(instance)
+        elif known[instance.sop_instance] == identity:
+            noted.append(finding("repeated-instance", instance.part))
+            told.append(instance)
+        else:
+            noted.append(finding("reused-uid", instance.part))
+            told.append(replace(instance, held="reused-uid"))
+    return tuple(told), noted
 
 
 def _actual_encoding(part: Part, file: int) -> str | None:

@@ -220,6 +220,24 @@ def test_a_limit_of_the_message_holds_all_of_it(tmp_path: Path) -> None:
     assert [instance.held for instance in result.instances] == ["too-many-parts"] * 3
 
 
+def test_the_same_instance_twice_is_noted(tmp_path: Path) -> None:
+    """AMB-23; another preamble or meta information makes no other instance."""
+    again = b"x" * 128 + FILE[128:]
+    result = reading(tmp_path, mail(part(FILE), part(again)))
+    assert [instance.held for instance in result.instances] == [None, None]
+    assert [(found.code, found.where) for found in result.findings] == [("repeated-instance", "2")]
+
+
+def test_another_instance_of_the_same_uid_is_held(tmp_path: Path) -> None:
+    """AMB-23: the second one; but what is held for damage makes no good one wait."""
+    other = dicom_file(data_set(patient="P2"))
+    result = reading(tmp_path, mail(part(FILE), part(other)))
+    assert [instance.held for instance in result.instances] == [None, "reused-uid"]
+    assert [(found.code, found.where) for found in result.findings] == [("reused-uid", "2")]
+    result = reading(tmp_path, mail(part(FILE[:-3]), part(FILE)))
+    assert [instance.held for instance in result.instances] == ["truncated-data-set", None]
+
+
 class TestDirectory:
     """AMB-7 to AMB-12."""
 
@@ -266,7 +284,8 @@ class TestDirectory:
         """AMB-11: two multiparts, two folders in one archive."""
         one = mail(part(dicomdir([("A", "1.2.3.4")])), part(FILE), boundary="one")
         two = mail(part(dicomdir([("B", "1.2.3.5"), ("C", "9.9")])), part(OTHER), boundary="two")
-        result = reading(tmp_path, mail(one, two, part(FILE)))
+        third = dicom_file(data_set(instance="1.2.3.6"), meta(instance="1.2.3.6"))
+        result = reading(tmp_path, mail(one, two, part(third)))
         assert result.dicomdir == DirectoryCheck(complete=False, missing=("C",))
         assert [(found.code, found.where) for found in result.findings] == [("directory-missing", "2.1")]
         target = io.BytesIO()
