@@ -91,7 +91,8 @@ def read(message: Span, rules: Rules, out: BinaryIO) -> Reading:
 
 
 def read_to(message: Span, rules: Rules, out: Path) -> Reading:
-    """Read one message, with the instances written to a file that exists already. Else as ``read``."""
+    """Read one message, with the instances written to a file that is made when it is not there. Else as ``read``."""
+    out.touch(0o600)
     with out.open("r+b") as file:
         return read(message, rules, file)
 
