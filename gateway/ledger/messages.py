@@ -256,6 +256,7 @@ def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
     mine = (message.c.id == key) & (message.c.outcome == Outcome.WAITING) & (message.c.stage == Stage.RECEIVE)
     if connection.execute(update(message).where(mine).values(values)).rowcount == 0:
         return False
+    connection.execute(update(message).where(message.c.duplicate_of == key).values(stage=Stage.STORE))
     _note_findings(connection, key, read.reading)
     instances = read.reading.instances
     if instances and read.destinations:

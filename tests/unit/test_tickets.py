@@ -27,10 +27,10 @@ def test_the_longest_due_is_claimed_first_and_once(connection: Connection) -> No
     for number in (3, 1, 2):
         tickets.put(connection, f"a:{number}", NOW + number * SECOND)
     tickets.put(connection, "aa:9", NOW)
-    assert tickets.claim(connection, NOW, "a", 9) == []
-    assert tickets.claim(connection, NOW + 2 * SECOND, "a", 1) == ["a:1"]
-    assert tickets.claim(connection, NOW + 9 * SECOND, "a", 9) == ["a:2", "a:3"]
-    assert tickets.claim(connection, NOW + 9 * SECOND, "a", 9) == []
+    assert tickets.claim(connection, NOW, {"a": 9}) == []
+    assert tickets.claim(connection, NOW + 2 * SECOND, {"a": 1}) == ["a:1"]
+    assert tickets.claim(connection, NOW + 9 * SECOND, {"a": 9}) == ["a:2", "a:3"]
+    assert tickets.claim(connection, NOW + 9 * SECOND, {"a": 9}) == []
     assert tickets.next_due(connection, ["a"]) is None
     assert tickets.next_due(connection, ["a", "aa"]) == NOW
     assert tickets.next_due(connection, []) is None
@@ -52,21 +52,21 @@ def test_no_wake_up_is_lost_while_a_ticket_runs(
 ) -> None:
     """What is wanted while its handler runs is looked at once more after it ends (R17)."""
     tickets.put(connection, "a:1", NOW)
-    tickets.claim(connection, NOW, "a", 1)
+    tickets.claim(connection, NOW, {"a": 1})
     for seconds in wishes:
         tickets.put(connection, "a:1", NOW + seconds * SECOND)
     assert wakes(connection) == {}
-    tickets.finish(connection, "a:1", None if again is None else NOW + again * SECOND)
+    tickets.finish(connection, [("a:1", None if again is None else NOW + again * SECOND)])
     assert wakes(connection) == ({} if due is None else {"a:1": NOW + due * SECOND})
     assert connection.scalars(select(ticket.c.again)).all() in ([], [None])
-    tickets.finish(connection, "a:9", NOW)  # a ticket that somebody deleted comes not back
+    tickets.finish(connection, [("a:9", NOW)])  # a ticket that somebody deleted comes not back
     assert "a:9" not in wakes(connection)
 
 
 def test_a_restart_makes_every_ticket_ready_and_names_those_that_ran(connection: Connection) -> None:
     """One process needs no leases: what runs at a start is ours from a former life (R26)."""
     tickets.put_all(connection, ["a:1", "a:2"], NOW)
-    tickets.claim(connection, NOW, "a", 1)
+    tickets.claim(connection, NOW, {"a": 1})
     tickets.put(connection, "a:3", NOW + 2 * DAY)
     (ran,) = tickets.restart(connection, NOW)
     assert ran in {"a:1", "a:2"}
@@ -77,10 +77,10 @@ def test_a_restart_makes_every_ticket_ready_and_names_those_that_ran(connection:
 def test_a_clock_that_jumps_neither_loses_nor_stalls_a_ticket(connection: Connection, jump: timedelta) -> None:
     """A ticket written before a jump is claimed within the longest back-off, mostly at once (R29)."""
     tickets.put(connection, "a:1", NOW + SECOND)
-    assert jump < timedelta(0) or tickets.claim(connection, NOW + jump, "a", 1) == ["a:1"]
+    assert jump < timedelta(0) or tickets.claim(connection, NOW + jump, {"a": 1}) == ["a:1"]
     if jump < timedelta(0):
         latest = NOW + jump + (SECOND if -jump > FARTHEST else FARTHEST)
-        assert tickets.claim(connection, latest, "a", 1) == ["a:1"]
+        assert tickets.claim(connection, latest, {"a": 1}) == ["a:1"]
 
 
 # The carrier

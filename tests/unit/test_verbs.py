@@ -8,7 +8,6 @@ from datetime import timedelta
 import pytest
 from rows import (
     NOW,
-    REMEMBER,
     alarms,
     arrival,
     instance,
@@ -75,7 +74,7 @@ ALLOWED = {
 def make(connection: Connection, stage: str, state: str) -> None:
     """Bring the item in-1, and in-2 which repeats it, into a state."""
     if stage == "receive":
-        messages.accept(connection, arrival("in-1", body="same"), REMEMBER)
+        messages.accept(connection, [arrival("in-1", body="same")])
         if state == "held":
             messages.hold(connection, "in-1", "poison", "it crashed", NOW)
         if state == "refused":
@@ -90,7 +89,7 @@ def make(connection: Connection, stage: str, state: str) -> None:
                 "pacs",
                 **changes.get(state, {"outcome": Outcome(state) if state in list(Outcome) else None}),
             )
-    messages.accept(connection, arrival("in-2", body="same"), REMEMBER)
+    messages.accept(connection, [arrival("in-2", body="same")])
     connection.execute(ticket.delete())
 
 
@@ -171,7 +170,7 @@ def test_a_drop_keeps_what_was_delivered_and_names_every_copy_of_the_bytes(conne
     """Dropped is what is not delivered; the bytes to erase include those of the repetitions (R34)."""
     queue(connection, "in-1", instance(1), body="same", to=("pacs", "other"))
     send(connection, "other")
-    messages.accept(connection, arrival("in-2", body="same"), REMEMBER)
+    messages.accept(connection, [arrival("in-2", body="same")])
     blobs = verbs.drop(connection, "in-1", NOW, "anna")
     assert sorted(blobs) == ["2026112312/in-1.dcm", "2026112312/in-1.eml", "2026112312/in-2.eml"]
     assert parts(connection, "in-1") == [(1, "pacs", "refused", "dropped"), (1, "other", "delivered", None)]
