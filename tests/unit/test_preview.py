@@ -135,7 +135,7 @@ def test_one_uid_with_two_contents_is_held(read: Any, samples: Samples) -> None:
     """Within one mail too (R11)."""
     files = [samples.path("MR_small.dcm").read_bytes(), samples.path("MR_small_RLE.dcm").read_bytes()]
     document = read(compose(files))
-    assert (document["outcome"], document["code"]) == ("held", "uid-reused")
+    assert (document["outcome"], document["code"]) == ("held", "reused-uid")
 
 
 def test_the_same_instance_twice_is_listed_once(read: Any, samples: Samples) -> None:
