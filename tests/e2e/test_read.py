@@ -94,7 +94,7 @@ def test_a_person_reads_words(mail: Path, damaged: Path) -> None:
     assert "This would be delivered" in read(mail).stdout.decode()
     said = read(damaged).stdout.decode()
     assert "This would be held" in said
-    assert "truncated-data-set" in said
+    assert "Why: truncated-data-set" in said
 
 
 def test_the_configuration_decides(mail: Path, tmp_path: Path) -> None:
