@@ -30,6 +30,7 @@ from gateway.model import (
     Direction,
     Envelope,
     Header,
+    Instance,
     Outcome,
     Reading,
     Severity,

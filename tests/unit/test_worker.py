@@ -56,7 +56,7 @@ async def test_what_a_function_says_comes_back_as_it_was(one: Workers, tmp_path:
     with pytest.raises(FileNotFoundError) as caught:
         await one.run(reader.read_to, span, RULES, tmp_path / "nowhere" / "out")
     assert caught.value.errno == errno.ENOENT
-    with pytest.raises(WorkerError, match="the worker failed: AttributeError$"):
+    with pytest.raises(WorkerError, match=r"the worker failed: AttributeError$"):
         await one.run(reader.read_to, "SECRET", RULES, tmp_path / "out")  # type: ignore[arg-type]
     assert (await read(one, tmp_path)).kind == "dicom"
 
@@ -93,7 +93,7 @@ async def test_a_worker_that_overruns_its_time_is_ended(tmp_path: Path) -> None:
 
 async def test_a_worker_has_only_so_much_memory(one: Workers, tmp_path: Path) -> None:
     """What asks for more ends with an error, and the machine lives."""
-    with pytest.raises(WorkerError, match="MemoryError|worker process died") as caught:
+    with pytest.raises(WorkerError, match=r"MemoryError|worker process died") as caught:
         await one.run(bytes, 1 << 30)
     assert "worker_memory" in caught.value.hint
     assert (await read(one, tmp_path)).kind == "dicom"
