@@ -30,6 +30,7 @@ from gateway.model import (
     Direction,
     Envelope,
     Header,
+    Instance,
     Outcome,
     Reading,
     Severity,
@@ -145,10 +146,10 @@ def problem(reading: Reading) -> str | None:
 
 def without_repetitions(reading: Reading) -> Reading:
     """Leave out an instance that the same message holds twice, as the reader remarked: it is stored once (AMB-23)."""
-    distinct = {
-        (one.sop_instance, one.transfer_syntax, one.data_set_sha256): one for one in reversed(reading.instances)
-    }
-    return replace(reading, instances=tuple(one for one in reading.instances if one in distinct.values()))
+    distinct: dict[tuple[str, str, str], Instance] = {}
+    for one in reading.instances:
+        distinct.setdefault((one.sop_instance, one.transfer_syntax, one.data_set_sha256), one)
+    return replace(reading, instances=tuple(distinct.values()))
 
 
 class Receive:

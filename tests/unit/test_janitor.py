@@ -114,7 +114,7 @@ async def test_tickets_that_were_lost_are_put_again(keeper: Janitor) -> None:
     await keeper.ledger.write(lambda c: c.execute(ticket.delete()))
     assert await keeper.reissue(NOW) == 1
     assert await keeper.reissue(NOW) == 0
-    assert await keeper.ledger.write(lambda c: tickets.claim(c, NOW, "store", 9)) == ["store:pacs"]
+    assert await keeper.ledger.write(lambda c: tickets.claim(c, NOW, {"store": 9})) == ["store:pacs"]
 
 
 async def test_the_nightly_proof_opens_and_closes_its_notice(keeper: Janitor) -> None:

@@ -241,3 +241,18 @@ def test_a_message_read_again_has_its_findings_once(connection: Connection) -> N
         connection.execute(message.update().values(outcome="waiting", stage="receive"))
         assert messages.decide(connection, "in-1", made, NOW)
     assert connection.scalar(select(func.count()).select_from(finding)) == 1
+
+
+def test_the_same_mail_twice_in_one_burst_is_one_and_a_repetition(connection: Connection) -> None:
+    """Mails that share a transaction are compared with each other too; those without Message-ID are not (R2)."""
+    nameless = replace(HEADER, message_id=None)
+    burst = [
+        arrival("in-1", body="same"),
+        arrival("in-2", body="same"),
+        arrival("in-3", body="same", decision=decision("other", name="second")),
+        arrival("in-4", body="none", header=nameless),
+        arrival("in-5", body="none", header=nameless),
+        arrival("in-6", body="same"),
+    ]
+    assert messages.accept(connection, burst) == [None, "in-1", None, None, None, "in-1"]
+    assert set(wakes(connection)) == {"receive:in-1", "receive:in-3", "receive:in-4", "receive:in-5"}
