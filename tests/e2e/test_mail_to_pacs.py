@@ -217,7 +217,7 @@ def test_an_unknown_id_is_an_error_of_the_work(gateway: Daemon) -> None:
 
 
 def test_a_repeated_mail_is_recognised_and_not_sent_again(gateway: Daemon, archive: Storescp, samples: Samples) -> None:
-    """R11: same Message-ID and body, so the sender did not see our 250: an item of its own, the outcome of the first."""
+    """R11: same Message-ID and body: the sender did not see our 250. An item of its own, the outcome of the first."""
     one = samples.fresh()
     message = compose([one.file])
     first = gateway.mail(message, to="archive@gateway.test")

@@ -154,7 +154,6 @@ async def lane(tmp_path: Path) -> AsyncIterator[Lane]:
     """A lane that is closed in the end."""
     made = Lane(tmp_path)
     yield made
-    made.store.close()
     made.ledger.close()
     made.spool.close()
 
@@ -192,7 +191,6 @@ async def test_several_associations_share_the_window(tmp_path: Path) -> None:
     assert set(lane.parts()) == {("delivered", None)}
     assert max(sending) <= storing.WINDOW
     assert sum(lane.scu.windows) == 64
-    lane.store.close()
     lane.ledger.close()
     lane.spool.close()
 
@@ -534,6 +532,48 @@ async def test_an_abort_cuts_what_is_on_the_wire(lane: Lane) -> None:
     assert lane.parts() == [("waiting", "in-doubt")]
 
 
+async def test_a_stop_waits_for_nobody_who_was_only_asked(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that never answers our request keeps nobody, and nothing is in doubt: nothing was sent (R31)."""
+    hole, asked = threading.Event(), threading.Semaphore(0)
+
+    def hang(*_: object) -> None:
+        asked.release()
+        hole.wait(10)
+
+    monkeypatch.setattr(lane.scu, "open", hang)
+    monkeypatch.setattr(lane.scu, "echo", hang)
+    lane.fill(1)
+    for unknown in (False, True):
+        lane.sync(lambda c, unknown=unknown: c.execute(update(delivery).values(sends_unknown=int(unknown))))
+        lane.store._stopping = False
+        look = asyncio.create_task(lane.store.look("pacs"))
+        await asyncio.to_thread(asked.acquire, timeout=10)
+        lane.store.stop()
+        lane.store.stop()
+        await asyncio.wait_for(look, 5)
+        assert lane.parts() == [("waiting", None)]
+        assert lane.read(lambda c: c.scalars(select(delivery.c.sends)).all()) == [0]
+    hole.set()
+
+
+async def test_an_association_that_opens_into_a_stop_sends_nothing(lane: Lane) -> None:
+    """No new work at once: what waits keeps waiting, and the peer is released in good order (R31)."""
+    lane.fill(1)
+    opened = lane.scu.open
+    loop = asyncio.get_running_loop()
+
+    def open_(entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> Line:
+        line = opened(entity, proposed)
+        loop.call_soon_threadsafe(setattr, lane.store, "_stopping", True)
+        return line
+
+    lane.scu.open = open_  # type: ignore[method-assign]
+    await lane.store.look("pacs")
+    assert lane.scu.windows == []
+    assert lane.scu.lines[0].released
+    assert lane.parts() == [("waiting", None)]
+
+
 async def test_an_outcome_the_ledger_does_not_take_is_offered_until_it_does(
     lane: Lane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -574,7 +614,7 @@ def fragile(monkeypatch: pytest.MonkeyPatch, names: Iterable[str], times: int) -
 
 
 async def test_a_black_hole_delays_no_other_lane(lane: Lane) -> None:
-    """Each lane has threads of its own: while one hangs in every one of its own, another delivers (R15)."""
+    """Every association has a thread of its own: while one hangs, another delivers (R15)."""
     lane.fill(1, "in-1", to=("other",))
     lane.fill(30, "in-2", to=("pacs",))
     hole, inside, opened = threading.Event(), threading.Event(), lane.scu.open
@@ -589,8 +629,6 @@ async def test_a_black_hole_delays_no_other_lane(lane: Lane) -> None:
     lane.scu.open = open_  # type: ignore[method-assign]
     stuck = asyncio.create_task(lane.store.look("other"))
     await asyncio.to_thread(inside.wait, 10)
-    for _ in range(storing.MOST_THREADS + 8):
-        lane.store._threads["other"].submit(hole.wait, 10)
     await asyncio.wait_for(lane.store.look("pacs"), 10)
     assert set(lane.parts("in-2")) == {("delivered", None)}
     assert not stuck.done()
