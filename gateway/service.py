@@ -31,7 +31,7 @@ from gateway.edges.worker import Workers
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.ledger import deliveries, inventory, janitor, messages, notices, tickets
 from gateway.ledger.janitor import Janitor
-from gateway.ledger.ledger import Ledger, Lock, connect
+from gateway.ledger.ledger import Ledger, Lock, connect, demand_health
 from gateway.ledger.spool import Spool
 from gateway.ledger.tables import fact
 from gateway.ledger.tickets import Carrier, Kind
@@ -127,6 +127,7 @@ class Service:
         self.ready = asyncio.Event()
         self.stopping = asyncio.Event()
         self.http: list[HttpDoor] = []
+        self._paging = False
         self._smtp: SmtpDoor | None = None
         self._users: Users | None = None
 
@@ -181,6 +182,7 @@ class Service:
         shutil.rmtree(self.configuration.gateway.data / "scratch", ignore_errors=True)
         crashed = await self.ledger.write(lambda c: _begin(c, now))
         if crashed:
+            await self.ledger.read(demand_health)
             self.store.not_before = now + GRACE_AFTER_CRASH
             log.warning("recovered", reason="unclean-stop")
         await self.ledger.write(lambda c: deliveries.orphan(c, self.configuration.ae, now))
@@ -305,10 +307,21 @@ class Service:
         await self.ledger.write(note)
         self.readings.census = await self.ledger.read(lambda c: inventory.census(c, now, self.configuration.ae))
         self.readings.heartbeat = now.timestamp()
-        for one in await self.ledger.read(notices.untold):
-            await self.pager.page(one)
-            await self.ledger.write(partial(notices.told, one=one))
+        if not self._paging:
+            self._paging = True
+            self._start(self._page())
         await self._chores(due, now)
+
+    async def _page(self) -> None:
+        """Tell of what nobody outside was told; a pager that hangs holds up nothing else."""
+        try:
+            for one in await self.ledger.read(notices.untold):
+                await self.pager.page(one)
+                await self.ledger.write(partial(notices.told, one=one))
+        except GatewayError as error:
+            log.error("look_failed", exception=type(error).__name__)  # noqa: TRY400
+        finally:
+            self._paging = False
 
     async def _chores(self, due: dict[str, datetime], now: datetime) -> None:
         limits = self.configuration.limits

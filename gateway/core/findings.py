@@ -138,7 +138,6 @@ CODES: Final[dict[str, Code]] = {
         _WARNING, "The DICOMDIR names files that did not come.", "Ask the sender for the missing ones."
     ),
     "directory-extra": Code(_INFO, "Files came that the DICOMDIR does not name.", _NONE),
-    "instance-repeated": Code(_INFO, "The message holds the same instance twice; it is stored once.", _NONE),
 }
 """Code → what it means and what to do: the source of docs/errors.md."""
 

@@ -69,6 +69,7 @@ class Draft:
 
     def sync(self) -> None:
         """Put the bytes on disk and close the file; close may fail on network disks, and then they are not ours."""
+        self._flush()
         try:
             os.fsync(self._file)
         finally:
@@ -76,7 +77,7 @@ class Draft:
 
     def discard(self) -> None:
         """Forget the file. Safe to call at any time, also twice."""
-        self._small.clear()
+        self._small = bytearray()  # not cleared: a write that failed may still hold a view of it
         with contextlib.suppress(OSError):
             self._close()
         _unlink(self.path)
@@ -120,14 +121,14 @@ class _Commit:
         self.key = key
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[str] = self.loop.create_future()
-        self.error: OSError | None = None
+        self.error: Exception | None = None
 
     def attempt(self, step: Callable[[_Commit], None]) -> None:
         """Take a step, unless one has failed; then the draft is gone."""
         if self.error is None:
             try:
                 step(self)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  whatever it is, the thread that serves all others must live
                 self.error = error
                 self.draft.discard()
 
@@ -252,7 +253,7 @@ class Spool:
         for folder in {commit.folder for commit in batch if commit.error is None}:
             try:
                 _sync_folder(folder)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  whatever it is, nobody may wait for ever
                 for commit in batch:
                     if commit.folder == folder and commit.error is None:
                         _unlink(self.path(commit.key))

@@ -58,11 +58,12 @@ class Gateway(RuleBasedStateMachine):
     @rule(body=st.sampled_from(["x", "y", "z"]), places=st.sampled_from([("pacs",), ("other",), ("pacs", "other")]))
     def accept(self, body: str, places: tuple[str, ...]) -> None:
         self.accepted += 1
+        route = decision(*places, name="+".join(places))
         made = arrival(
-            f"in-{self.accepted:03}", body=body, at=self.now, decision=decision(*places, name="+".join(places))
+            f"in-{self.accepted:03}", body=body, at=self.now, known_since=self.now - REMEMBER, decision=route
         )
         self.bytes.add(made.blob)
-        messages.accept(self.connection, made, REMEMBER)
+        messages.accept(self.connection, [made])
 
     def _unread(self) -> list[str]:
         open_ = (message.c.stage == Stage.RECEIVE) & (message.c.outcome == Outcome.WAITING)

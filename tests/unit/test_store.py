@@ -345,7 +345,7 @@ async def test_a_doubt_that_comes_due_during_a_long_run_is_asked_for_too(lane: L
     lane.fill(1, "in-2")
     lane.scu.answers = [None]
 
-    def later(window: Sequence[Queued]) -> None:
+    def later(_: Sequence[Queued]) -> None:
         if lane.scu.wire:
             lane.make_due()  # while the second is sent, the first comes due
             lane.scu.meanwhile = lambda _: None
@@ -580,7 +580,7 @@ async def test_an_outcome_the_ledger_does_not_take_is_offered_until_it_does(
     """What the peer said is not lost to a full disk, and no image is sent twice for it (R5, R12)."""
     monkeypatch.setattr(storing, "LEDGER_PAUSE", 0.01)
     lane.fill(2)
-    fragile(lane, monkeypatch, ["mark", "settle"], times=3)
+    fragile(monkeypatch, ["mark", "settle"], times=3)
     await lane.store.look("pacs")
     assert lane.parts() == [("delivered", None)] * 2
     assert len(lane.scu.wire) == 2
@@ -592,14 +592,14 @@ async def test_a_ledger_that_stays_away_does_not_keep_the_gateway_from_stopping(
     """Then the window is in doubt, which the marks on disk say (R31, promise 2)."""
     monkeypatch.setattr(storing, "LEDGER_PAUSE", 0.01)
     lane.fill(2)
-    fragile(lane, monkeypatch, ["settle"], times=1000)
+    fragile(monkeypatch, ["settle"], times=1000)
     lane.scu.meanwhile = lambda _: lane.store.stop()
     with pytest.raises(ExceptionGroup):
         await asyncio.wait_for(lane.store.look("pacs"), 10)
     assert lane.read(lambda c: c.scalars(select(delivery.c.sending)).all()) == [True, True]
 
 
-def fragile(lane: Lane, monkeypatch: pytest.MonkeyPatch, names: Iterable[str], times: int) -> None:
+def fragile(monkeypatch: pytest.MonkeyPatch, names: Iterable[str], times: int) -> None:
     """Let some changes fail so many times."""
     for name in names:
         real, left = getattr(deliveries, name), [times]
@@ -617,17 +617,18 @@ async def test_a_black_hole_delays_no_other_lane(lane: Lane) -> None:
     """Every association has a thread of its own: while one hangs, another delivers (R15)."""
     lane.fill(1, "in-1", to=("other",))
     lane.fill(30, "in-2", to=("pacs",))
-    hole, opened = threading.Event(), lane.scu.open
+    hole, inside, opened = threading.Event(), threading.Event(), lane.scu.open
 
     def open_(entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> Line:
         if entity.title == "OTHER":
+            inside.set()
             hole.wait(10)
             raise PeerUnreachableError("no answer")
         return opened(entity, proposed)
 
     lane.scu.open = open_  # type: ignore[method-assign]
     stuck = asyncio.create_task(lane.store.look("other"))
-    await asyncio.sleep(0.01)
+    await asyncio.to_thread(inside.wait, 10)
     await asyncio.wait_for(lane.store.look("pacs"), 10)
     assert set(lane.parts("in-2")) == {("delivered", None)}
     assert not stuck.done()

@@ -149,23 +149,6 @@ def test_nothing_is_tried_again_whose_bytes_are_gone(connection: Connection, sta
     assert wakes(connection) == {}
 
 
-def test_a_release_is_remembered_until_the_message_was_read(connection: Connection) -> None:
-    """A person's word stands for a check that cannot be made; a retry is no such word."""
-    make(connection, "receive", "held")
-    verbs.release(connection, "in-1", LATER, "anna")
-    row = messages.get(connection, "in-1")
-    assert row is not None
-    assert row.released
-    verbs.retry(connection, "in-1", LATER, "anna", force=False)
-    row = messages.get(connection, "in-1")
-    assert row is not None
-    assert not row.released
-    verbs.hold(connection, "in-1", LATER, "anna")
-    verbs.release(connection, "in-1", LATER, "anna")
-    messages.decide(connection, "in-1", read(instance(1)), LATER)
-    assert outcome(connection, "in-1") == outcome(connection, "in-2") == ("waiting", None)
-
-
 def test_a_drop_keeps_what_was_delivered_and_names_every_copy_of_the_bytes(connection: Connection) -> None:
     """Dropped is what is not delivered; the bytes to erase include those of the repetitions (R34)."""
     queue(connection, "in-1", instance(1), body="same", to=("pacs", "other"))
