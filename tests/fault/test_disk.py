@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -77,12 +78,9 @@ def test_a_disk_that_is_full_to_the_last_byte_loses_nothing(gateway: Daemon, pac
     pacs.stop()
     taken = {gateway.mail(compose([one.file])): one for one in fresh[:3]}
     ballast = gateway.data / "ballast"
-    with ballast.open("wb") as file:  # to the last byte
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-        except OSError:
-            pass
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:  # to the last byte
+            file.write(bytes(1 << 16))
     code, text = gateway.submit(compose([fresh[3].file]))
     assert code in {451, 452}, text
     pacs.start()
