@@ -235,6 +235,7 @@ class Service:
             tls = server_tls(settings.certificate, settings.key_file)
         if settings.users_file is not None:
             self._users = Users(settings.users_file)
+            self._users.load()
         return SmtpDoor(
             settings,
             hostname=configuration.gateway.name,
