@@ -65,12 +65,28 @@ class Soak:
                 time.sleep(0.2)
 
     def kill(self, times: int, dice: random.Random) -> None:
-        """Kill the gateway at random moments of its work, and start it again."""
-        for _ in range(times):
-            time.sleep(dice.uniform(0.3, 3 * self.pause))
+        """Kill the gateway, at random moments and while images are on the wire, and start it again."""
+        for turn in range(times):
+            if turn % 2:
+                self.await_wire(20)
+            else:
+                time.sleep(dice.uniform(0.3, 3 * self.pause))
             self.daemon.kill()
             self.kills += 1
             self.daemon.start()
+
+    def await_wire(self, seconds: float) -> None:
+        """Wait until the ledger says that images are on the wire: the worst moment there is."""
+        deadline = time.monotonic() + seconds
+        with contextlib.closing(self.ledger()) as ledger:
+            while time.monotonic() < deadline:
+                if ledger.execute("SELECT 1 FROM delivery WHERE sending LIMIT 1").fetchone():
+                    return
+                time.sleep(0.0005)
+
+    def ledger(self) -> sqlite3.Connection:
+        """Look into the ledger beside its owner."""
+        return sqlite3.connect(self.daemon.data / "ledger.sqlite", timeout=10)
 
     def settle(self, seconds: float, *, hurry: bool) -> bool:
         """Wait until nothing waits any more; in a hurry, an operator's word replaces the back-off."""
@@ -105,7 +121,7 @@ class Soak:
 
     def unknown(self) -> int:
         """How many sends had no valid answer, over all instances."""
-        with contextlib.closing(sqlite3.connect(self.daemon.data / "ledger.sqlite")) as ledger:
+        with contextlib.closing(self.ledger()) as ledger:
             (count,) = ledger.execute("SELECT sum(sends_unknown) FROM delivery").fetchone()
         return int(count or 0)
 
