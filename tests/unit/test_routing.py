@@ -218,8 +218,6 @@ def test_a_recipient_without_a_route_beside_one_with_is_counted() -> None:
     route = Route("in", "clinic-a", "pacs@gw.example", None, ("pacs",), urgent=False, late=timedelta(minutes=15))
     routes = (route, replace(route, sender="x", to="b@gw.example"))
     book = Book((Partner("clinic-a", "dicom@clinic-a.example"),), routes, ())
-        (Partner("clinic-a", "dicom@clinic-a.example"),), (route, replace(route, sender="x", to="b@gw.example")), ()
-    )
     envelope = Envelope("smtp", "", ("pacs@gw.example", "b@gw.example"), "192.0.2.1")
     found = decide(book, envelope, Header(("dicom@clinic-a.example",), 1, None, 0), "gw.example")
     assert (found.astray, found.destinations) == (1, ("pacs",))
