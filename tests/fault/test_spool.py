@@ -134,7 +134,7 @@ async def test_a_write_that_fails_reaches_the_door(tmp_path: Path, monkeypatch: 
     disk.broken = {"write"}
     made = spool.draft()
     with pytest.raises(OSError, match="Input/output error"):
-        made.write(b"x")
+        made.write(b"x" * (spools.SMALL + 1))
     made.discard()
     assert left(spool) == []
     spool.close()
