@@ -255,12 +255,12 @@ def _shut(key: str, listen: Listen, owner: int | None, error: OSError) -> Check:
 def _listens(pid: int, port: int) -> bool:
     """Whether a process listens on a port; yes when that cannot be seen, since it is another user's."""
     doors = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text("ascii").splitlines()[1:]:
-            _, local, _, state, *rest = line.split()
-            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
-                doors.add(f"socket:[{rest[5]}]")
     try:
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text("ascii").splitlines()[1:]:
+                _, local, _, state, *rest = line.split()
+                if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                    doors.add(f"socket:[{rest[5]}]")
         return any(str(link.readlink()) in doors for link in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return True

@@ -60,6 +60,9 @@ START_PATIENCE: Final = 30.0
 STORY_PATIENCE: Final = 40.0
 """Seconds until what should have happened counts as not happened."""
 
+STOP_PATIENCE: Final = 15.0
+"""Seconds that the gateway may take to end."""
+
 LOOK_EVERY: Final = 0.15
 WIDTH: Final = 80
 
@@ -351,7 +354,7 @@ class Gateway:
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         try:
-            self.process.wait(15)
+            self.process.wait(STOP_PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

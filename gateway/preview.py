@@ -24,7 +24,6 @@ from typing import Any, BinaryIO, Final
 from gateway.config import Configuration, Limits
 from gateway.core import header, reader, routing
 from gateway.errors import GatewayError, RefusedError, UsageError
-from gateway.ledger.messages import held_codes
 from gateway.model import Envelope, Finding, Instance, Outcome, Reading, Span
 from gateway.stages import receive
 
@@ -143,7 +142,7 @@ def _follow(reading: Reading, decision: routing.Decision) -> _End:
         return _End(Outcome.HELD, verdict.held)
     if verdict.refused:
         return _End(Outcome.REFUSED, verdict.refused)
-    code = next((code for code in held_codes(reading.instances) if code), None)
+    code = next((one.held for one in reading.instances if one.held), verdict.problem)
     return _End(Outcome.HELD, code) if code else _End(Outcome.DELIVERED)
 
 

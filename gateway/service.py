@@ -160,7 +160,6 @@ class Service:
             await self.workers.open()
             self.receive = Receive(self.configuration, self.ledger, self.spool, self._read)
             self.store = Store(self.configuration, self.ledger, self.spool, Scu())
-            stack.callback(self.store.close)
             self.janitor = Janitor(self.ledger, self.spool)
             self.carrier = Carrier(
                 self.ledger,

@@ -194,6 +194,8 @@ def reading(document: Document) -> RenderableType:
     """What the gateway would make of one message."""
     outcome = document["outcome"]
     parts: list[RenderableType] = [Text.assemble("This would be ", _outcome(outcome), f": {_decision(document)}.")]
+    if why := document.get("reason") or document.get("code"):
+        parts.append(Text(f"Why: {plain(why)}"))
     parts.append(Text(_content(document)))
     if document["instances"]:
         parts += [Text(), _read_instances(document["instances"])]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from gateway.core.dataset import Problem
+from gateway.core.header import printable
 
 ZIP: Final = "zip"
 GZIP: Final = "gzip"
@@ -22,11 +23,17 @@ OTHER: Final = "other"
 BLOCK: Final = 1 << 20
 """Bytes of a member that are unpacked at once."""
 
+PACKED: Final = 32 << 10
+"""Bytes of a gzip file that should be handed in at once."""
+
 FLOOR: Final = 1 << 20
 """Bytes that any member may have whatever its ratio: a black image packs a thousandfold."""
 
 DIRECTORY_LIMIT: Final = 16 << 20
 """Bytes of a ZIP's central directory: some hundred thousand members."""
+
+NAME_LIMIT: Final = 255
+"""Characters of a member's name with its folders."""
 
 _ISO_AT: Final = 0x8001
 _OTHERS: Final = (b"Rar!\x1a\x07", b"7z\xbc\xaf\x27\x1c", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"MSCF")
@@ -108,8 +115,8 @@ def unzip(file: BinaryIO, budget: Budget, most: int) -> Iterator[Member]:
     # Judged as a whole before anything is taken: a set with locked members is not a set.
     if any(info.flag_bits & 0x1 for info in infos):
         raise Problem("encrypted-archive")
-    names = [info.filename.replace("\\", "/") for info in infos]
-    if any(name.startswith("/") or ".." in name.split("/") for name in names):
+    names = [printable(info.filename.replace("\\", "/")) for info in infos]
+    if any(len(name) > NAME_LIMIT or name.startswith("/") or ".." in name.split("/") for name in names):
         raise Problem("unsafe-name")
     for name, info in zip(names, infos, strict=True):
         yield Member(name, _unpack(archive, info, budget, size))
@@ -165,7 +172,7 @@ def gunzip(blocks: Iterable[bytes], budget: Budget) -> Iterator[bytes]:
     gzip = zlib.decompressobj(zlib.MAX_WBITS | 16)
     for raw in blocks:
         packed += len(raw)
-        rest = raw
+        rest = raw  # small, since what is behind each of thousands of members is copied
         while rest:
             if gzip.eof:
                 gzip = zlib.decompressobj(zlib.MAX_WBITS | 16)

@@ -31,6 +31,7 @@ PIECE: Final = 64 << 10
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
+_PIXEL_DATA: Final = 0x7FE00010
 _UNDEFINED: Final = 0xFFFFFFFF
 _SHORT: Final = frozenset(
     (
@@ -160,10 +161,12 @@ class Walked:
     Attributes:
         found: The values asked for.
         padded: Zero bytes follow the data set.
+        ends_with_pixels: Its last element is Pixel Data: nothing can be missing behind it.
     """
 
     found: list[Found] = field(default_factory=list)
     padded: bool = False
+    ends_with_pixels: bool = False
 
 
 def walk(source: Source, start: int, transfer_syntax: str, wanted: frozenset[int], *, nested: bool = False) -> Walked:
@@ -193,7 +196,7 @@ class _Walk:
         self._source = source
         self._at = start
         self._wanted = wanted
-        # The same tags, and those that end a level, as one little endian number reads them.
+        # The same tags, and those that need a closer look, as one little endian number reads them.
         self._stops = frozenset(
             (tag & 0xFFFF) << 16 | tag >> 16 for tag in (*wanted, _ITEM, _ITEM_END, _SEQUENCE_END, 0)
         )
@@ -253,7 +256,9 @@ class _Walk:
                     at += 8 + length
         except struct.error:
             pass  # an element that the buffer holds in part
-        self._at = self._base + at
+        if self._at != self._base + at:
+            self._at = self._base + at
+            self._walked.ends_with_pixels = False
 
     def _need(self, size: int) -> bool:
         """See that so many bytes are at hand from the place on."""
@@ -308,6 +313,8 @@ class _Walk:
             (length,) = self._length(self._buffer, self._at - self._base + 8)
             head = 12
         self._at += head
+        if top:
+            self._walked.ends_with_pixels = tag == _PIXEL_DATA
         if length == _UNDEFINED:
             self._enter(tag, vr, level)
         elif vr == b"SQ":
@@ -336,7 +343,7 @@ class _Walk:
         if vr == b"UN":
             # PS3.5 6.2.2: what is inside is a sequence in Implicit VR Little Endian.
             self._push(_SEQUENCE, None, level, implicit=True)
-        elif vr in (b"OB", b"OW") or (not vr and tag == 0x7FE00010):
+        elif vr in (b"OB", b"OW") or (not vr and tag == _PIXEL_DATA):
             self._push(_FRAGMENTS, None, level)
         elif vr in (b"SQ", b""):
             self._push(_SEQUENCE, None, level)

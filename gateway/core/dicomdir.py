@@ -11,6 +11,7 @@ from typing import Final
 
 from gateway.core import dataset
 from gateway.core.dataset import Found, Source
+from gateway.core.header import printable
 from gateway.model import DirectoryCheck
 
 _RECORD_TYPE: Final = 0x00041430
@@ -47,7 +48,7 @@ def read(source: Source, start: int, transfer_syntax: str) -> tuple[Reference, .
     for found in [*walked.found, Found(1, _RECORD_TYPE, b"")]:
         if found.depth != 1:
             continue
-        text = found.value.decode("latin-1").strip("\0 ")
+        text = printable(found.value.decode("latin-1").strip("\0 "))
         if found.tag == _FILE_ID:
             file_id = "/".join(component.strip() for component in text.split("\\"))
         elif found.tag == _SOP_INSTANCE:

@@ -48,6 +48,7 @@ CODES: Final[dict[str, Code]] = {
         "Ask the sender's IT.",
     ),
     "missing-boundary": Code(_WARNING, "The closing boundary is missing: the end of the message may be lost.", _ASK),
+    "cut-message": Code(_ERROR, "The mail ends inside this file, and nothing shows that the file is whole.", _ASK),
     "damaged-base64": Code(
         _WARNING, "The base64 text is damaged; it was decoded as far as possible.", "Watch whether it happens again."
     ),
@@ -121,6 +122,10 @@ CODES: Final[dict[str, Code]] = {
     "no-series": Code(_ERROR, "The data set has no Series Instance UID.", _ASK),
     "invalid-uid": Code(_ERROR, "A UID has characters or a length that no UID may have.", _ASK),
     "zero-led-uid": Code(_WARNING, "A component of a UID has a leading zero.", _NONE),
+    "repeated-instance": Code(_INFO, "The same instance came twice in one mail.", _NONE),
+    "reused-uid": Code(
+        _ERROR, "Another instance of this mail has the same SOP Instance UID.", "Ask the sender which one is right."
+    ),
     "no-patient-id": Code(_WARNING, "The data set has no Patient ID.", "Have the PACS team match the patient."),
     # the directory (PS3.10 8.6)
     "directory-unreadable": Code(
@@ -133,7 +138,6 @@ CODES: Final[dict[str, Code]] = {
         _WARNING, "The DICOMDIR names files that did not come.", "Ask the sender for the missing ones."
     ),
     "directory-extra": Code(_INFO, "Files came that the DICOMDIR does not name.", _NONE),
-    "instance-repeated": Code(_INFO, "The message holds the same instance twice; it is stored once.", _NONE),
 }
 """Code → what it means and what to do: the source of docs/errors.md."""
 

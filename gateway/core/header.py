@@ -21,8 +21,11 @@ LOOP_FIELD: Final = "X-DICOM-Mail-Loop"
 ADDRESS_LIMIT: Final = 100
 """Addresses in From fields that are looked at. A proper message has one."""
 
-VALUE_LIMIT: Final = 64 << 10
+VALUE_LIMIT: Final = 16 << 10
 """Characters of one field value that are looked at; more is no field of a mail."""
+
+LINE_LIMIT: Final = 998
+"""Characters of a line (RFC 5322 §2.1.1): a longer value is nothing that was meant to be read."""
 
 # A field name is printable ASCII without colon (RFC 5322 §2.2).
 # QUIRK: blanks before the colon (RFC 5322 §4.5.8, obsolete) and mbox's "From " line are taken as part of the header.
@@ -32,6 +35,7 @@ BLOCK: Final = re.compile(rb"(?:(?:[!-9;-~]++[ \t]*+:|[ \t]|From )[^\n]*+\n)*+")
 FIELD: Final = re.compile(rb"^([!-9;-~]++)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)", re.MULTILINE)
 """Matches one field with its folded lines, without the line end behind it; groups are name and value."""
 
+_STRANGE: Final = "\N{REPLACEMENT CHARACTER}"
 _FOLD: Final = re.compile(r"[\r\n]+")
 _PARAMETER: Final = re.compile(r';\s*+([^\s=;"]++)\s*+=\s*+("(?:[^"\\]|\\.)*+"?+|[^;]*+)', re.DOTALL)
 _ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
@@ -51,6 +55,18 @@ def fields(block: bytes) -> Iterator[tuple[str, str]]:
         yield match[1].decode("ascii").lower(), _FOLD.sub("", value).strip()
 
 
+def printable(text: str) -> str:
+    """Replace what a database or a terminal must not be given: control characters, and bytes that are no text.
+
+    What is longer than a line of a mail is cut.
+    """
+    text = text[:LINE_LIMIT]
+    if text.isascii() and text.isprintable():
+        return text
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(character if character.isprintable() else _STRANGE for character in text)
+
+
 def parse(block: bytes) -> Header:
     """Read what the gateway acts on from a header block. Takes any bytes (SMTP-17)."""
     senders: list[str] = []
@@ -64,9 +80,9 @@ def parse(block: bytes) -> Header:
         elif name == "received":
             received += 1
         elif name == "message-id":
-            message_id = message_id or value or None
+            message_id = message_id or printable(value) or None
         elif name == LOOP_FIELD.lower():
-            loop_tokens.append(value)
+            loop_tokens.append(printable(value))
     return Header(tuple(senders[:ADDRESS_LIMIT]), from_fields, message_id, received, tuple(loop_tokens))
 
 
@@ -114,7 +130,7 @@ def _address(mailbox: str) -> str:
     if len(angled) > 1:
         return ""
     text = angled[0][1:-1].strip() if angled else mailbox
-    return text if _ADDR_SPEC.match(text) else ""
+    return text if _ADDR_SPEC.match(text) and text == printable(text) else ""
 
 
 def parameters(value: str) -> tuple[str, dict[str, str]]:
@@ -157,7 +173,8 @@ def _continued(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def words(text: str) -> str:
     """Decode encoded words (RFC 2047); text that only looks like them stays as it is."""
-    if "=?" not in text:
+    # stdlib looks for the end of each word anew, which takes long in a long text.
+    if "=?" not in text or len(text) > LINE_LIMIT:
         return text
     try:
         return "".join(

@@ -27,6 +27,9 @@ _MARGIN: Final = 2048
 """Bytes that surely hold a delimiter line with blanks behind it."""
 
 _HEADER_GUESS: Final = 4096
+MESSAGES: Final = ("message/rfc822", "message/global")
+"""Types whose body is a message (RFC 2046 §5.2.1, RFC 6532 §3.7)."""
+
 _UNFINISHED: Final = re.compile(rb"(?:(?:[!-9;-~]++[ \t]*+:|[ \t]|From )[^\n]*+|[!-9;-~]{1,998}+[ \t]*+|\r?)\Z")
 """Matches where a header line may go on behind the bytes that were read."""
 
@@ -66,6 +69,7 @@ class Head:
     """What the header of one entity says about its content."""
 
     type: str = "text/plain"
+    boundary: bytes = b""
     parameters: dict[str, str] = field(default_factory=dict)
     encoding: str = ""
     filename: str | None = None
@@ -92,6 +96,7 @@ class Walk:
         head: The header of the message itself, known from the start.
         findings: What was noticed; complete when the iteration has ended.
         cut: A limit on the whole message was hit, and the rest of it was not looked at.
+        unfinished: Section of the leaf part that the message ends in without any delimiter behind it.
 
     Args:
         file: Descriptor of the file the message lies in.
@@ -118,6 +123,7 @@ class Walk:
     ) -> None:
         self.findings: list[Finding] = []
         self.cut = False
+        self.unfinished: str | None = None
         self._file = file
         self._end = end
         self._parts = parts
@@ -137,13 +143,12 @@ class Walk:
         at = max(self._body - 1, 0)
         count = 0
         while not self.cut and (hit := self._next(at)) is not None:
-            place, multipart, match = hit
+            place, at, multipart, closes = hit
             if leaf is not None:
                 yield self._close(leaf, place)
             del self._stack[self._stack.index(multipart) + 1 :]
-            at = place + match.end()
             leaf = None
-            if match[1]:
+            if closes:
                 self._stack.pop()
             else:
                 count += 1
@@ -159,6 +164,7 @@ class Walk:
             at = max(at, self._body) - 1
         if self._stack and not self.cut:
             self.findings.append(finding("missing-boundary", self._stack[-1].section))
+            self.unfinished = leaf.section if leaf else None
         if leaf is not None:
             yield leaf
 
@@ -168,7 +174,7 @@ class Walk:
         inner = bool(section) and not section.endswith(".")
         while True:
             kind = head.type.partition("/")[0]
-            nests = head.encoding in _IDENTITY and (kind == "multipart" or head.type == "message/rfc822")
+            nests = head.encoding in _IDENTITY and (kind == "multipart" or head.type in MESSAGES)
             if nests and depth >= self._depth:
                 self.findings.append(finding("too-deep", section.removesuffix(".")))
                 nests = False
@@ -189,7 +195,7 @@ class Walk:
         return Part(section, head.type, head.encoding, head.parameters, head.filename, body, self._end, depth)
 
     def _push(self, head: Head, section: str, depth: int, *, inner: bool) -> bool:
-        boundary = head.parameters.get("boundary", "").rstrip().encode("utf-8", "surrogateescape")
+        boundary = head.boundary
         number = section.removesuffix(".")
         if not 0 < len(boundary) <= BOUNDARY_LIMIT:
             self.findings.append(finding("no-boundary", number))
@@ -219,15 +225,15 @@ class Walk:
             leaf.depth,
         )
 
-    def _next(self, at: int) -> tuple[int, _Multipart, re.Match[bytes]] | None:
-        """Find the next delimiter line of an open multipart at or behind a place."""
+    def _next(self, at: int) -> tuple[int, int, _Multipart, bool] | None:
+        """Find the next delimiter line: where it begins and ends, whose it is, and whether it closes."""
         while (place := self._find(at)) is not None:
-            line = self._block[place - self._base : place - self._base + _MARGIN]
-            whole = place + len(line) == self._end
+            ends = self._base + len(self._block) == self._end
             for multipart in reversed(self._stack):
-                match = multipart.line.match(line)
-                if match and (whole or match.end() < len(line) or line.endswith(b"\n")):
-                    return place, multipart, match
+                match = multipart.line.match(self._block, place - self._base)
+                # At the end of a block, blanks without end are no delimiter line; at the end of the message they are.
+                if match and (ends or match.end() < len(self._block)):
+                    return self._base + match.start(), self._base + match.end(), multipart, bool(match[1])
             at = place + 1
         return None
 
@@ -293,13 +299,16 @@ def _head(block: bytes) -> Head:
     kind, parameters = header.parameters(values.get("content-type", ""))
     if kind.count("/") != 1:
         kind = "text/plain"
+    boundary = parameters.pop("boundary", "")  # bytes that are no text may be in it
     _, disposition = header.parameters(values.get("content-disposition", ""))
+    filename = disposition.get("filename")
     encoding = values.get("content-transfer-encoding", "").partition(";")[0].strip().lower()
     return Head(
-        type=kind,
-        parameters=parameters,
+        type=header.printable(kind),
+        boundary=boundary.rstrip().encode("utf-8", "surrogateescape"),
+        parameters={name: header.printable(text) for name, text in parameters.items()},
         encoding=encoding,
-        filename=disposition.get("filename"),
+        filename=filename and header.printable(filename),
         auto_submitted=values.get("auto-submitted", "").lower(),
         subject=values.get("subject", ""),
     )

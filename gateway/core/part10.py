@@ -14,6 +14,7 @@ from typing import Final
 from gateway.core import dataset
 from gateway.core.dataset import Problem, Source
 from gateway.core.findings import CODES
+from gateway.core.header import printable
 from gateway.model import MEDIA_STORAGE_DIRECTORY, Severity
 
 PREFIX_AT: Final = 128
@@ -29,6 +30,7 @@ _WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES, _PATIENT
 
 _STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
 _BARE_HEAD: Final = 4096
+_TEXT_LIMIT: Final = 80  # a UID has 64 characters; more shows that one has more
 
 _UID: Final = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*\Z")
 _LOOSE_UID: Final = re.compile(r"[0-9]+(?:\.[0-9]+)*\Z")
@@ -69,6 +71,7 @@ class Judged:
         series: Series Instance UID, empty when absent.
         codes: What was noticed, the meta information's codes included.
         held: The first code that is an error.
+        ends_with_pixels: Its last element is Pixel Data: nothing can be missing behind it.
     """
 
     meta: Meta
@@ -78,6 +81,7 @@ class Judged:
     series: str
     codes: tuple[str, ...]
     held: str | None
+    ends_with_pixels: bool
 
     @property
     def is_directory(self) -> bool:
@@ -166,11 +170,11 @@ def judge(meta: Meta, source: Source, unpacked: int) -> Judged:
     """
     codes = list(meta.codes)
     values: dict[int, str] = {}
+    walked = dataset.Walked()
     try:
         walked = _walk(meta, source, unpacked)
     except Problem as problem:
         codes.append(problem.code)
-        values = {}
     else:
         for found in walked.found:
             values.setdefault(found.tag, _text(found.value))
@@ -184,6 +188,7 @@ def judge(meta: Meta, source: Source, unpacked: int) -> Judged:
         series=values.get(_SERIES, ""),
         codes=tuple(dict.fromkeys(codes)),
         held=next((code for code in codes if CODES[code].severity is Severity.ERROR), None),
+        ends_with_pixels=walked.ends_with_pixels,
     )
 
 
@@ -215,6 +220,8 @@ def _disagreements(meta: Meta, values: dict[int, str]) -> list[str]:
         elif not _UID.match(uid):
             # QUIRK: pydicom's rtplan.dcm and many planning systems write dates into UIDs, with leading zeros.
             codes.append("zero-led-uid")
+    if not _LOOSE_UID.match(meta.transfer_syntax):
+        codes.append("invalid-uid")
     if meta.sop_class and meta.sop_class != values.get(_SOP_CLASS, meta.sop_class):
         codes.append("sop-class-mismatch")
     if meta.sop_instance and meta.sop_instance != values.get(_SOP_INSTANCE, meta.sop_instance):
@@ -226,4 +233,4 @@ def _disagreements(meta: Meta, values: dict[int, str]) -> list[str]:
 
 def _text(value: bytes) -> str:
     """Read a UID: padded with a zero byte (PS3.5 9.1), by some programs with a blank."""
-    return value.decode("latin-1").strip("\0 ")
+    return printable(value.decode("latin-1").strip("\0 "))[:_TEXT_LIMIT]

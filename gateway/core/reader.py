@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, BinaryIO, Final
 
@@ -91,7 +91,8 @@ def read(message: Span, rules: Rules, out: BinaryIO) -> Reading:
 
 
 def read_to(message: Span, rules: Rules, out: Path) -> Reading:
-    """Read one message, with the instances written to a file that exists already. Else as ``read``."""
+    """Read one message, with the instances written to a file that is made when it is not there. Else as ``read``."""
+    out.touch(0o600)
     with out.open("r+b") as file:
         return read(message, rules, file)
 
@@ -139,6 +140,7 @@ class _Taken:
     judged: part10.Judged
     span: Span
     digests: Digests
+    held: str | None
 
 
 class _Reader:
@@ -189,6 +191,11 @@ class _Reader:
         if walk.cut:
             # What was not looked at might change what was.
             self._cut = walk.findings[-1].code
+        last = self._taken[-1] if self._taken else None
+        if last and last.leaf.section == walk.unfinished and not last.judged.ends_with_pixels:
+            # AMB-22: cut between two elements, a data set looks whole.
+            last.held = last.held or "cut-message"
+            self._findings.append(finding("cut-message", last.leaf.section))
 
     def _take(self, part: Part, file: int) -> None:
         noted: set[str] = set()
@@ -204,19 +211,19 @@ class _Reader:
         names = (part.parameters.get("id"), part.parameters.get("name"), part.filename)
         labels = tuple(name for name in names if name)
         leaf = _Leaf(part.section, part.type, names[0], labels, 0, part.depth)
+        self._leaves += 1
         self._content(leaf, first, blocks)
-        if noted and not part.type.startswith("text/"):
+        if part10.is_marked(first) or not part.type.startswith("text/"):
             self._findings += [finding(code, part.section) for code in sorted(noted)]
 
     def _content(self, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
         """Read one file, whatever it is."""
-        self._leaves += 1
         try:
             if part10.is_marked(first):
                 self._dicom(leaf, first, blocks)
             elif kind := archive.kind(first):
                 self._archive(kind, leaf, first, blocks)
-            elif leaf.type == "message/rfc822":
+            elif leaf.type in mime.MESSAGES:
                 self._message(leaf, first, blocks)
             elif self._rules.uuencode and leaf.type == "text/plain":
                 self._text(leaf, first, blocks)
@@ -279,7 +286,7 @@ class _Reader:
             self._findings.append(finding("directory-id", leaf.section))
         self._labels += [(leaf.section, label) for label in leaf.labels]
         if judged.is_identified:
-            self._taken.append(_Taken(leaf, judged, span, digests))
+            self._taken.append(_Taken(leaf, judged, span, digests, judged.held))
         else:
             self._others.append(OtherPart(leaf.section, leaf.type, span.size))
             self._out.drop(span.start)
@@ -347,6 +354,9 @@ class _Reader:
         return any(found.where.startswith(leaf.section + "!") for found in self._findings)
 
     def _member(self, outer: _Leaf, member: archive.Member, label: str | None = None) -> None:
+        if self._leaves >= self._rules.parts:
+            raise Problem("too-many-members")
+        self._leaves += 1
         section = f"{outer.section}!{member.name}"
         leaf = _Leaf(
             section, "application/octet-stream", None, (label or member.name,), outer.unpacked + 1, outer.depth
@@ -361,8 +371,7 @@ class _Reader:
     def _message(self, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
         """Walk a message that came in a transfer encoding, though RFC 2046 §5.2.1 forbids it."""
         if leaf.depth >= self._rules.depth:
-            self._other(leaf, first, blocks)
-            return
+            raise Problem("too-deep")
         with tempfile.TemporaryFile(dir=self._out.path.parent) as scratch:
             size = _spool(scratch, first, blocks)
             self.take_all(self.walk(scratch.fileno(), 0, size, leaf.section + ".", leaf.depth + 1), scratch.fileno())
@@ -384,8 +393,9 @@ class _Reader:
     def result(self, head: mime.Head) -> Reading:
         """Finish: wait for the digests, check the directory, tell what the message is."""
         self._out.finish()
-        instances = tuple(_instance(taken, self._cut) for taken in self._taken)
+        instances, repeated = _tell_apart([_instance(taken, self._cut) for taken in self._taken])
         directory, noted = self._check(instances)
+        noted += repeated
         if report.is_report(head) or (report.is_reply(head) and not self._dicom_seen):
             kind = "report"
         elif self._dicom_seen:
@@ -448,8 +458,26 @@ def _instance(taken: _Taken, held: str | None) -> Instance:
         file_id=taken.leaf.file_id,
         file=taken.span,
         data_set=judged.meta.data_set,
-        held=judged.held or held,
+        held=taken.held or held,
     )
+
+
+def _tell_apart(instances: list[Instance]) -> tuple[tuple[Instance, ...], list[Finding]]:
+    """Note what came twice, and hold what bears the UID of another one (AMB-23). What is held counts for nobody."""
+    known: dict[str, tuple[str, str]] = {}
+    told: list[Instance] = []
+    noted: list[Finding] = []
+    for instance in instances:
+        identity = (instance.transfer_syntax, instance.data_set_sha256)
+        if instance.held is not None or known.setdefault(instance.sop_instance, identity) is identity:
+            told.append(instance)
+        elif known[instance.sop_instance] == identity:
+            noted.append(finding("repeated-instance", instance.part))
+            told.append(instance)
+        else:
+            noted.append(finding("reused-uid", instance.part))
+            told.append(replace(instance, held="reused-uid"))
+    return tuple(told), noted
 
 
 def _actual_encoding(part: Part, file: int) -> str | None:
@@ -494,5 +522,5 @@ def _spool(scratch: IO[bytes], first: bytes, blocks: Iterable[bytes]) -> int:
 
 def _reread(scratch: IO[bytes]) -> Iterator[bytes]:
     scratch.seek(0)
-    while block := scratch.read(archive.BLOCK):
+    while block := scratch.read(archive.PACKED):
         yield block

@@ -102,10 +102,8 @@ def _tolerant(file: int, start: int, end: int, noted: set[str]) -> Iterator[byte
         *pieces, rest = _PADDED.split(rest + block.translate(None, _JUNK))
         if len(pieces) > 1 or (pieces and rest):
             noted.add("damaged-base64")
-        for piece in pieces:
-            yield _piece(piece, noted)
         whole = len(rest) // 4 * 4
-        yield pybase64.b64decode(rest[:whole])
+        yield b"".join([*(_piece(piece, noted) for piece in pieces), pybase64.b64decode(rest[:whole])])
         rest = rest[whole:]
     if rest:
         noted.add("damaged-base64")

@@ -44,7 +44,8 @@ class Janitor:
         self._suspects: set[str] = set()
 
     async def reissue(self, now: datetime) -> int:
-        """Put a ticket for each row that wants work and has none; return how many."""
+        """Put a ticket for each row that wants work and has none, and pull in those far ahead; return how many."""
+        await self.ledger.write(lambda c: tickets.pull_in(c, now))
         missing = await self.ledger.read(inventory.tickets_missing)
         if missing:
             await self.ledger.write(lambda c: tickets.put_all(c, missing, now))

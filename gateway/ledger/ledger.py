@@ -112,8 +112,6 @@ class Ledger:
             LedgerError: The database did not take it; nothing of the change was kept.
             Exception: Whatever the change itself raised; nothing of it was kept.
         """
-        if not self._writer.is_alive():
-            raise LedgerError("the ledger is closed")
         return await self.write_together(lambda connection, _: [change(connection)], None)
 
     async def write_together(self, change: Callable[[Connection, list[Item]], Sequence[T]], item: Item) -> T:
@@ -127,6 +125,8 @@ class Ledger:
             LedgerError: The database did not take it; nothing of the item was kept.
             Exception: Whatever the change raised for this item alone; nothing of it was kept.
         """
+        if not self._writer.is_alive():
+            raise LedgerError("the ledger is closed")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         self._changes.put(_Change(change, item, done, loop))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, Final, overload
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
@@ -17,6 +16,9 @@ from gateway.ledger.events import append, entry, tell
 from gateway.ledger.notices import close_notice, open_notice
 from gateway.ledger.tables import delivery, finding, instance, message
 from gateway.model import Direction, Envelope, Header, Instance, Outcome, Reading, Stage, first_problem
+
+DROPPED: Final = "dropped"
+"""The code of what a person refused."""
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: nothing that is misread on the telephone
 
@@ -231,6 +233,7 @@ class Read:
         destinations: Where each instance goes.
         refused: Code for a message that nobody waits for (``not-dicom``), else None.
         held: Code for a message that needs a person (``no-dicom``), else None.
+        problem: Code for a part that could not be read although instances go on, else None.
         seconds: How long the reading took.
     """
 
@@ -239,6 +242,7 @@ class Read:
     destinations: tuple[str, ...]
     refused: str | None
     held: str | None
+    problem: str | None
     seconds: float
 
 
@@ -252,10 +256,12 @@ def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
         "instances_blob": read.blob,
         "read_seconds": read.seconds,
         "stage": Stage.STORE,
+        "problem": read.problem,
     }
     mine = (message.c.id == key) & (message.c.outcome == Outcome.WAITING) & (message.c.stage == Stage.RECEIVE)
     if connection.execute(update(message).where(mine).values(values)).rowcount == 0:
         return False
+    connection.execute(update(message).where(message.c.duplicate_of == key).values(stage=Stage.STORE))
     _note_findings(connection, key, read.reading)
     instances = read.reading.instances
     if instances and read.destinations:
@@ -315,11 +321,20 @@ def fold(connection: Connection, keys: Sequence[str], now: datetime) -> None:
     for key, outcome, count, lowest in rows:
         counts[key][Outcome(outcome)] = count
         first[key, Outcome(outcome)] = lowest
+    problems = dict(connection.execute(select(message.c.id, message.c.problem).where(message.c.id.in_(keys))).all())
     for key, outcomes in counts.items():
         if outcomes:
-            worst = first_problem(list(outcomes))
-            code = _code_of(connection, first[key, worst]) if worst is not Outcome.DELIVERED else None
-            _set_outcome(connection, key, worst, code, outcomes, now)
+            unread = _outcome_of(problems.get(key))
+            worst = first_problem([*outcomes, unread])
+            code = _code_of(connection, first[key, worst]) if (key, worst) in first else problems[key]
+            _set_outcome(connection, key, worst, None if worst is Outcome.DELIVERED else code, outcomes, now)
+
+
+def _outcome_of(problem: str | None) -> Outcome:
+    """What a part that could not be read makes of its message: held until a person drops it or lets it be."""
+    if problem is None:
+        return Outcome.DELIVERED
+    return Outcome.REFUSED if problem == DROPPED else Outcome.HELD
 
 
 def _code_of(connection: Connection, lowest: int) -> str | None:
@@ -396,25 +411,6 @@ def _instance_values(key: str, number: int, one: Instance) -> dict[str, Any]:
     }
 
 
-def held_codes(
-    instances: Sequence[Instance], known: Mapping[str, set[tuple[str, str]]] = MappingProxyType({})
-) -> Iterator[str | None]:
-    """Say of each instance of a message for which code it is held; None when it may be sent.
-
-    Args:
-        instances: As read.
-        known: The contents under which SOP Instance UIDs are stored or queued already (R11).
-    """
-    contents = {uid: set(some) for uid, some in known.items()}
-    for one in instances:
-        # Within one message too, the second content of a UID is held: nobody can say which is right (AMB-23).
-        mine = contents.setdefault(one.sop_instance, set())
-        code = one.held or ("uid-reused" if mine - {_content(one)} else None)
-        if code is None:
-            mine.add(_content(one))
-        yield code
-
-
 def _delivery_values(
     key: str,
     instances: Sequence[Instance],
@@ -422,7 +418,9 @@ def _delivery_values(
     known: Mapping[str, set[tuple[str, str]]],
     now: datetime,
 ) -> Iterable[dict[str, Any]]:
-    for number, code in enumerate(held_codes(instances, known), 1):
+    for number, one in enumerate(instances, 1):
+        # The reader has held what one mail brings with two contents; here it is about what came before (R11).
+        code = one.held or ("reused-uid" if known.get(one.sop_instance, set()) - {_content(one)} else None)
         state = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
         if code is None:
             state = {"outcome": Outcome.WAITING, "code": None, "next_attempt": now, "closed_at": None}

@@ -95,7 +95,7 @@ class Draft:
     def discard(self) -> None:
         """Forget the file. Safe to call at any time, also twice."""
         self._discarded = True
-        self._small.clear()
+        self._small = bytearray()  # not cleared: a write that failed may still hold a view of it
         with contextlib.suppress(OSError):
             self._close()
         _unlink(self.path)
@@ -140,14 +140,14 @@ class _Commit:
     key: str
     done: asyncio.Future[str]
     loop: asyncio.AbstractEventLoop
-    error: OSError | None = None
+    error: Exception | None = None
 
     def attempt(self, step: Callable[[_Commit], None]) -> None:
         """Take a step, unless one has failed; then the draft is gone."""
         if self.error is None:
             try:
                 step(self)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  whatever it is, the thread that serves all others must live
                 self.error = error
                 self.draft.discard()
 
@@ -271,7 +271,7 @@ class Spool:
         for folder in {self.path(commit.key).parent for commit in renamed}:
             try:
                 _sync_folder(folder)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  whatever it is, nobody may wait for ever
                 for commit in renamed:
                     if self.path(commit.key).parent == folder:
                         _unlink(self.path(commit.key))

@@ -104,14 +104,20 @@ def restart(connection: Connection, now: datetime) -> list[str]:
     running = list(
         connection.scalars(update(ticket).where(ticket.c.running).values(running=False).returning(ticket.c.key))
     )
-    connection.execute(update(ticket).where(ticket.c.due > now + FARTHEST).values(due=now))
+    pull_in(connection, now)
     connection.info["ticket"] = True
     return running
 
 
+def pull_in(connection: Connection, now: datetime) -> int:
+    """Make tickets due that lie further ahead than any may: the clock that wrote them has gone back since (R29)."""
+    far = update(ticket).where(~ticket.c.running, ticket.c.due > now + FARTHEST).values(due=now)
+    return connection.execute(far).rowcount
+
+
 _DUE: Final = (
     select(ticket.c.key)
-    .where(~ticket.c.running, ticket.c.due <= bindparam("now"), _of_kind())
+    .where(~ticket.c.running, or_(ticket.c.due <= bindparam("now"), ticket.c.due > bindparam("far")), _of_kind())
     .order_by(ticket.c.due)
     .limit(bindparam("most"))
 )
@@ -119,10 +125,13 @@ _CLAIM: Final = update(ticket).where(ticket.c.key == bindparam("mine")).values(r
 
 
 def claim(connection: Connection, now: datetime, free: Mapping[str, int]) -> list[str]:
-    """Mark due tickets as running and return their keys: of each kind the longest due, at most as many as are free."""
+    """Mark due tickets as running and return their keys: of each kind the longest due, at most as many as are free.
+
+    What is due absurdly far ahead was written by a clock that was wrong: it is looked at now (R29).
+    """
     keys: list[str] = []
     for kind, most in free.items():
-        keys += connection.scalars(_DUE, {"now": now, "most": most, **_bounds(kind)})
+        keys += connection.scalars(_DUE, {"now": now, "far": now + FARTHEST, "most": most, **_bounds(kind)})
     if keys:
         connection.execute(_CLAIM, [{"mine": key} for key in keys])
     return keys
@@ -251,7 +260,9 @@ class Carrier:
         free = list(self._free)
         due = await self.ledger.read(lambda c: next_due(c, free)) if free else None
         wait = SLOWEST_LOOK if due is None else min(SLOWEST_LOOK, due - self.clock())
+        # Not wait_for: before Python 3.12 it can swallow the cancellation that ends us.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._awake.wait(), max(wait.total_seconds(), 0.01))
+            async with asyncio.timeout(max(wait.total_seconds(), 0.01)):
+                await self._awake.wait()
         # Under a burst every commit wakes us: what comes within this time is claimed together.
         await asyncio.sleep(GATHER)

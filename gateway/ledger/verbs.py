@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, or_, select, update
 from gateway.errors import GatewayError
 from gateway.ledger import tickets
 from gateway.ledger.events import tell
-from gateway.ledger.messages import announce, fold
+from gateway.ledger.messages import DROPPED, announce, fold
 from gateway.ledger.tables import delivery, destination, message
 from gateway.model import Outcome, Stage
 
@@ -78,7 +78,7 @@ def release(connection: Connection, key: str, now: datetime, who: str) -> None:
         _read_again(connection, row, now, who, "released")
         return
     _demand_bytes(row)
-    if not _requeue(connection, key, delivery.c.outcome == Outcome.HELD, now):
+    if not _accept_problem(connection, key) + _requeue(connection, key, delivery.c.outcome == Outcome.HELD, now):
         raise WrongStateError(f"nothing of {key} is held", hint=_hint(row.outcome))
     _tell(connection, key, now, who, "released", "released")
 
@@ -94,7 +94,7 @@ def drop(connection: Connection, key: str, now: datetime, who: str) -> list[str]
     if row.outcome not in UNDECIDED:
         raise WrongStateError(f"{key} is {row.outcome}", hint="only what waits, is held or failed can be dropped")
     _tell(connection, key, now, who, "dropped", "dropped")
-    _close(connection, key, row.stage, UNDECIDED, Outcome.REFUSED, "dropped", now)
+    _close(connection, key, row.stage, UNDECIDED, Outcome.REFUSED, DROPPED, now)
     rows = connection.execute(select(message.c.blob, message.c.instances_blob).where(_with_repetitions(key)))
     return [blob for row in rows for blob in row if blob]
 
@@ -119,7 +119,7 @@ def resolve(connection: Connection, key: str, verdict: str, now: datetime, who: 
         _demand_bytes(row)
         count = _requeue(connection, key, doubtful, now)
     else:
-        outcome, code = (Outcome.DELIVERED, "by-operator") if verdict == "delivered" else (Outcome.REFUSED, "dropped")
+        outcome, code = (Outcome.DELIVERED, "by-operator") if verdict == "delivered" else (Outcome.REFUSED, DROPPED)
         values = {"outcome": outcome, "code": code, "closed_at": now, "next_attempt": None}
         count = connection.execute(update(delivery).where(mine).values(values)).rowcount
     if not count:
@@ -183,7 +183,16 @@ def _close(
         return
     mine = (delivery.c.message == key) & delivery.c.outcome.in_(list(old))
     connection.execute(update(delivery).where(mine).values(next_attempt=None, **values))
+    if code == DROPPED:
+        unread = (message.c.id == key) & message.c.problem.is_not(None)
+        connection.execute(update(message).where(unread).values(problem=DROPPED))
     fold(connection, [key], now)
+
+
+def _accept_problem(connection: Connection, key: str) -> int:
+    """Let it be that a part of a message could not be read: its good instances are what there is of it."""
+    unread = (message.c.id == key) & message.c.problem.is_not(None) & (message.c.problem != DROPPED)
+    return connection.execute(update(message).where(unread).values(problem=None)).rowcount
 
 
 def _tell(connection: Connection, key: str, now: datetime, who: str, verb: str, text: str) -> None:

@@ -20,7 +20,6 @@ import structlog
 
 from gateway.config import Configuration, Limits
 from gateway.core import header, routing
-from gateway.core.findings import finding
 from gateway.core.reader import Rules
 from gateway.errors import RefusedError, WorkerError
 from gateway.ledger import messages
@@ -30,11 +29,11 @@ from gateway.model import (
     Digest,
     Direction,
     Envelope,
-    Finding,
     Header,
     Instance,
     Outcome,
     Reading,
+    Severity,
     Span,
     Stage,
 )
@@ -106,39 +105,51 @@ def unchecked(decision: routing.Decision) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What follows from a reading: the code for which the whole message is refused or held, if any."""
+    """What follows from a reading: the code for which the whole message, or what is left of it, needs a person.
+
+    Attributes:
+        refused: Nobody waits for it.
+        held: Nothing of it goes on.
+        problem: Its instances go on, but a part of it could not be read.
+    """
 
     refused: str | None = None
     held: str | None = None
+    problem: str | None = None
 
 
 def judge(reading: Reading, decision: routing.Decision) -> Verdict:
-    """Decide about a message that was read: a report is no study; a partner's mail without DICOM needs a person."""
+    """Decide about a message that was read: a report is no study; a partner's mail without DICOM needs a person.
+
+    What the reader could not read, and no instance stands for, keeps the message held beside its good instances: they
+    go on, and nothing is dropped (AMB-40).
+    """
     if reading.instances and decision.routes:
-        return Verdict()
+        return Verdict(problem=problem(reading))
     if reading.instances and decision.partner is not None:
         return Verdict(held="no-route")  # images sent to an address of ours for reports: a person decides
     if reading.kind == "partial":
         return Verdict(held="fragment-not-joined")
+    if reading.kind == "dicom" and decision.routes:
+        return Verdict(held=problem(reading) or "no-dicom")
     if reading.kind == "report" or not decision.routes or decision.partner is None:
         return Verdict(refused="not-dicom")
     return Verdict(held="no-dicom")
 
 
+def problem(reading: Reading) -> str | None:
+    """Name the first error about something that is no instance: a part that nobody can read."""
+    parts = {one.part for one in reading.instances}
+    errors = (one for one in reading.findings if one.severity is Severity.ERROR)
+    return next((one.code for one in errors if one.where not in parts), None)
+
+
 def without_repetitions(reading: Reading) -> Reading:
-    """Leave out an instance that the same message holds twice, with a finding: it is stored once (AMB-23)."""
-    seen: dict[tuple[str, str, str], str] = {}
-    kept: list[Instance] = []
-    findings: list[Finding] = []
+    """Leave out an instance that the same message holds twice, as the reader remarked: it is stored once (AMB-23)."""
+    distinct: dict[tuple[str, str, str], Instance] = {}
     for one in reading.instances:
-        first = seen.setdefault((one.sop_instance, one.transfer_syntax, one.data_set_sha256), one.part)
-        if first == one.part:
-            kept.append(one)
-        else:
-            findings.append(finding("instance-repeated", one.part))
-    if not findings:
-        return reading
-    return replace(reading, instances=tuple(kept), findings=(*reading.findings, *findings))
+        distinct.setdefault((one.sop_instance, one.transfer_syntax, one.data_set_sha256), one)
+    return replace(reading, instances=tuple(distinct.values()))
 
 
 class Receive:
@@ -254,7 +265,8 @@ class Receive:
 
     async def _step_back(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._quiet.wait(), POLITE)
+            async with asyncio.timeout(POLITE):
+                await self._quiet.wait()
 
     async def _receive(self, row: messages.Row) -> datetime | None:
         fields = await asyncio.to_thread(self._header, row)
@@ -288,7 +300,9 @@ class Receive:
         else:
             draft.discard()
         seconds = time.monotonic() - began
-        read = messages.Read(reading, blob, decision.destinations, verdict.refused, verdict.held, seconds)
+        read = messages.Read(
+            reading, blob, decision.destinations, verdict.refused, verdict.held, verdict.problem, seconds
+        )
         now = datetime.now(UTC)
         taken = await self.ledger.write(lambda c: messages.decide(c, row.id, read, now))
         if not taken and blob is not None:

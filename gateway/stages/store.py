@@ -9,14 +9,14 @@ and asked by one probe; the other lanes do not notice (R15).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, TypeVar, cast
 
 import structlog
 from sqlalchemy import Connection
@@ -47,10 +47,6 @@ BACKLOG: Final = 1000
 
 ALL_REFUSED: Final = 4
 """Instances in a window that all met the same temporary refusal: then it is the destination's trouble, not theirs."""
-
-
-MOST_THREADS: Final = 64
-"""Threads of one lane: one for each association, which the configuration bounds, and one for a probe."""
 
 LONGEST_BREAK: Final = timedelta(minutes=5)
 """No breaker stays open that long: one that does was written by a clock that ran ahead (R29)."""
@@ -149,7 +145,7 @@ class Store:
         """No send before this: after a crash, so that a crash loop does not use up tries (R27)."""
         self._scu = scu
         self._dice = dice
-        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._asking: set[asyncio.Future[Any]] = set()
         self._open: set[Association] = set()
         self._stopping = False
 
@@ -158,18 +154,16 @@ class Store:
         self.configuration = configuration
 
     def stop(self) -> None:
-        """Begin no new window."""
+        """Begin no new window, and wait for nobody who was only asked: nothing of ours is on that wire (R31)."""
         self._stopping = True
+        for asked in self._asking:
+            if not asked.done():
+                asked.set_exception(_StoppingError())
 
     def abort(self) -> None:
         """Cut every association: what is on the wire becomes unknown."""
         for association in list(self._open):
             association.abort()
-
-    def close(self) -> None:
-        """Let the threads go."""
-        for threads in self._threads.values():
-            threads.shutdown(wait=False, cancel_futures=True)
 
     def bounds(self, entity: ApplicationEntity, failures: int | None = None) -> retry.Bounds:
         """How patient we are with one destination."""
@@ -236,7 +230,9 @@ class Store:
         if not wanted or not self._may_send(condition):
             return None
         try:
-            wrong = await self._thread(condition.name, self._scu.echo, entity)
+            wrong = await self._ask(condition.name, self._scu.echo, entity)
+        except _StoppingError:
+            return None
         except Exception as error:  # noqa: BLE001  a fault of ours must not keep the lane from telling a person
             return _fault(error)
         return Trouble(wrong) if wrong else None
@@ -268,7 +264,9 @@ class Store:
         while run.work and run.trouble is None and not self._stopping:
             began = datetime.now(UTC)
             try:
-                association = await self._thread(run.name, self._scu.open, run.entity, proposed)
+                association = await self._ask(run.name, self._scu.open, run.entity, proposed)
+            except _StoppingError:
+                return
             except AssociationRejectedError as error:
                 run.trouble = Trouble(error.text, lasting=error.permanent)
                 return
@@ -283,10 +281,10 @@ class Store:
                 await self._use(run, association, began)
             finally:
                 self._open.discard(association)
-                await asyncio.shield(self._thread(run.name, association.release))
+                await asyncio.shield(_thread(run.name, association.release))
 
     async def _use(self, run: _Run, association: Association, began: datetime) -> None:
-        first = self._take(run)
+        first = self._take(run) if not self._stopping else []
         window = await self._record(lambda c: deliveries.mark(c, first))
         while window:
             sent = await self._transfer(run, association, [self._queued(one) for one in window])
@@ -300,7 +298,7 @@ class Store:
     async def _transfer(self, run: _Run, association: Association, queued: Sequence[Queued]) -> list[Sent]:
         timeout = run.entity.timeout.total_seconds()
         try:
-            return await asyncio.shield(self._thread(run.name, association.send, queued, timeout))
+            return await asyncio.shield(_thread(run.name, association.send, queued, timeout))
         except Exception as error:  # noqa: BLE001  whatever it is, nobody knows what the peer has: an outcome too
             association.abort()
             log.error("send_failed", destination=run.name, exception=type(error).__name__)  # noqa: TRY400
@@ -370,12 +368,45 @@ class Store:
         span = Span(self.spool.path(work.blob), work.start, work.end)
         return Queued(work.id, work.sop_class, work.sop_instance, work.transfer_syntax, span)
 
-    async def _thread(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run something blocking in the lane's own threads: a black hole uses up nobody else's."""
-        threads = self._threads.get(name)
-        if threads is None:
-            threads = self._threads[name] = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix=f"store-{name}")
-        return await asyncio.get_running_loop().run_in_executor(threads, partial(function, *args, **kwargs))
+    async def _ask(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run something that only asks a destination, until it answers or the gateway stops."""
+        asked = _thread(name, function, *args, **kwargs)
+        self._asking.add(asked)
+        try:
+            return await asked
+        finally:
+            self._asking.discard(asked)
+
+
+class _StoppingError(Exception):
+    """The gateway stops; whoever was asked is not waited for."""
+
+
+def _thread(name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+    """Run something blocking in a thread of its own: a black hole uses up nobody else's, and delays no exit (R31)."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast("T", result))
+
+    def work() -> None:
+        result, fault = None, None
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001  it is raised where it is awaited
+            fault = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, fault)
+
+    # Python waits at its exit for the threads of an executor, for as long as a peer says nothing; not for these.
+    threading.Thread(target=work, name=f"store-{name}", daemon=True).start()
+    return done
 
 
 def _fault(error: Exception) -> Trouble:

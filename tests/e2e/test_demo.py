@@ -21,11 +21,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Path:
+def scratch() -> Iterator[Path]:
     """Where the demo makes its folder, so that what it leaves behind is seen. Short: sockets have short paths."""
-    folder = Path(tempfile.mkdtemp(prefix="d"))
-    tmp_path.joinpath("scratch").symlink_to(folder)
-    return folder
+    with tempfile.TemporaryDirectory(prefix="d") as folder:
+        yield Path(folder)
 
 
 def play(scratch: Path, *arguments: str, sabotage: str = "") -> subprocess.CompletedProcess[str]:
@@ -76,13 +75,8 @@ def test_the_demo_shows_mail_becoming_instances(scratch: Path) -> None:
     assert max(map(len, shown.stdout.splitlines())) <= 80
     assert not any(scratch.iterdir())
     assert not alive(gateway_process(shown.stdout))
-
-
-def test_the_demo_names_no_patient(scratch: Path) -> None:
-    """Not even the patients of the samples are shown (R35)."""
-    shown = play(scratch).stdout
-    for name in ("CompressedSamples", "Last^First", "Test^", "Lestrade", "Doe", "1CT1", "4MR1", "id00001"):
-        assert name not in shown
+    for patient in ("CompressedSamples", "Last^First", "Test^", "Lestrade", "Doe", "1CT1", "4MR1", "id00001"):
+        assert patient not in shown.stdout, "not even the patients of the samples are shown (R35)"
 
 
 LIES = {
@@ -186,7 +180,7 @@ def _text(said: IO[bytes]) -> str:
     return said.read().decode()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_serve_runs_until_it_is_ended_and_leaves_nothing(
     serving: tuple[subprocess.Popen[bytes], IO[bytes]], scratch: Path, how: signal.Signals
 ) -> None:

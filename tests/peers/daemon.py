@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import smtplib
+import ssl
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+import urllib.error
+import urllib.request
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from peer import Peer, answers, free_port
+from peer import Peer, answers, free_port, wait_until
+
+from gateway import config, control
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,13 +32,21 @@ class Daemon(Peer):
         destinations: Title and port of each Storage SCP on this machine, by name; each is a route of its own, to
             ``NAME@gateway.test``.
         sections: More TOML, as text; a section given there replaces ours.
+        prefix: A program that runs it, with arguments: strace, to hurt it.
     """
 
-    def __init__(self, destinations: Mapping[str, tuple[str, int]], sections: str = "") -> None:
+    def __init__(
+        self, destinations: Mapping[str, tuple[str, int]], sections: str = "", prefix: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.metrics = free_port()
         self.config = self.folder / "gateway.toml"
         self.data = self.folder / "data"
+        self.prefix = prefix
+        self.configure(destinations, sections)
+
+    def configure(self, destinations: Mapping[str, tuple[str, int]], sections: str = "") -> None:
+        """Write its configuration, also over another one."""
         self.config.write_text(self._toml(destinations, sections), "utf-8")
 
     def _toml(self, destinations: Mapping[str, tuple[str, int]], sections: str) -> str:
@@ -55,7 +70,7 @@ class Daemon(Peer):
 
     def command(self) -> Sequence[str]:
         """As the README says."""
-        return [sys.executable, "-m", "gateway", "run", "--config", str(self.config)]
+        return [*self.prefix, sys.executable, "-m", "gateway", "run", "--config", str(self.config)]
 
     def environment(self) -> dict[str, str]:
         """Find the package where it lies, installed or not."""
@@ -65,12 +80,64 @@ class Daemon(Peer):
         """Its doors are open."""
         return answers(self.port)
 
+    def pid(self) -> int:
+        """The gateway's own process, below whatever runs it."""
+        assert self.process is not None
+        if not self.prefix:
+            return self.process.pid
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text("ascii")
+        return int(children.split()[0])
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid(), number)
+
     def kill(self) -> None:
         """End it as the power does."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        self.wait()
+
+    def wait(self, seconds: float = 30) -> int:
+        """Wait until it has ended; return its exit code."""
+        assert self.process is not None
+        code = self.process.wait(seconds)
         self.process = None
+        return code
+
+    # What a sender does
+
+    def submit(
+        self,
+        message: bytes,
+        *,
+        sender: str = "dicom@clinic-a.test",
+        to: str | Sequence[str] = "pacs@gateway.test",
+        login: tuple[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> tuple[int, str]:
+        """Hand a message over by SMTP; return the reply that decided: to RCPT when it was refused, else to the data."""
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as wire:
+            if tls is not None:
+                wire.starttls(context=tls)
+            if login is not None:
+                wire.login(*login)
+            wire.ehlo_or_helo_if_needed()
+            code, text = wire.mail(sender, [f"SIZE={len(message)}"])
+            for one in [to] if isinstance(to, str) else to:
+                if code == 250:
+                    code, text = wire.rcpt(one)
+            if code == 250:
+                code, text = wire.data(message)
+            return code, text.decode()
+
+    def mail(self, message: bytes, **how: Any) -> str:
+        """Hand a message over that is taken; return its queue id."""
+        code, text = self.submit(message, **how)
+        assert code == 250, text
+        return text.rpartition(" ")[2]
+
+    # What an operator does
 
     def say(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a verb of the command line on its configuration."""
@@ -86,3 +153,57 @@ class Daemon(Peer):
         """Everything in its queue, the newest first."""
         items: list[dict[str, Any]] = self.ask("queue", "list")["items"]
         return items
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text of a page of its [metrics] address."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    # What a test looks at again and again; the same answers as the command line's, without starting it each time
+
+    def view(self, verb: str, **arguments: Any) -> dict[str, Any]:
+        """Ask ``list``, ``show`` or ``reconcile``."""
+        return control.call(config.load(self.config), verb, **arguments)
+
+    def item(self, key: str) -> dict[str, Any]:
+        """The story of one item."""
+        return self.view("show", id=key)
+
+    def await_item(self, key: str, outcome: str, seconds: float = 30) -> dict[str, Any]:
+        """Wait until an item has an outcome, and return its story then."""
+        wait_until(lambda: self.item(key)["outcome"] == outcome, f"{key} is {outcome}", seconds)
+        return self.item(key)
+
+    def await_items(self, keys: Collection[str], outcome: str, seconds: float = 30) -> None:
+        """Wait until all of these items have an outcome."""
+
+        def have() -> bool:
+            found = {one["id"] for one in self.view("list")["items"] if one["outcome"] == outcome}
+            return found.issuperset(keys)
+
+        wait_until(have, f"{len(keys)} items are {outcome}", seconds)
+
+    def notices(self) -> set[tuple[str, str]]:
+        """Kind and subject of each open notice."""
+        return {(one["kind"], one["about"]) for one in self.view("list")["notices"]}
+
+    def events(self, key: str) -> str:
+        """What happened to an item, in the words that are shown."""
+        return "\n".join(one["text"] for one in self.item(key)["events"])
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Every line of its log about an event."""
+        lines = (json.loads(line) for line in self.log().splitlines() if line.startswith("{"))
+        return [line for line in lines if line["event"] == event]
+
+    def proven(self) -> dict[str, Any]:
+        """The conservation proof, which must hold (R34)."""
+        proof = self.view("reconcile")
+        for unit in (proof, proof["instances"]):
+            parts = ("delivered", "waiting", "refused", "held", "failed")
+            assert unit["in"] == sum(unit[part] for part in parts), proof
+            assert unit["unaccounted"] == 0, proof
+        return proof

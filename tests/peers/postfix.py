@@ -59,6 +59,11 @@ class Postfix(Peer):
         command = [program("postqueue"), "-c", str(self.folder / "etc"), "-j"]
         return len(subprocess.run(command, capture_output=True, check=True).stdout.splitlines())
 
+    def maillog(self) -> str:
+        """What it did with mail so far."""
+        path = self.folder / "maillog"
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
     def _main(self) -> str:
         transports = " ".join(f"{{{domain} = smtp:[127.0.0.1]:{port}}}" for domain, port in self.relay.items())
         settings = {

@@ -115,7 +115,7 @@ def read(
     *instances: Instance, to: Sequence[str] = ("pacs",), blob: str = "2026112312/read.dcm", **changes: Any
 ) -> Read:
     """What RECEIVE made of a message with these instances."""
-    values: dict[str, Any] = {"refused": None, "held": None, "seconds": 0.2}
+    values: dict[str, Any] = {"refused": None, "held": None, "problem": None, "seconds": 0.2}
     reading = Reading("dicom" if instances else "other", instances)
     return Read(reading, blob if instances else None, tuple(to), **{**values, **changes})
 

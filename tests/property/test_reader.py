@@ -95,6 +95,14 @@ WHOLE = mail(
 def sound(result: Reading) -> None:
     """Whatever it is, it adds up: kinds, places, and no instance that is silently wrong."""
     assert result.kind in ("dicom", "partial", "report", "other")
+    texts = [other.type for other in result.other_parts] + [found.where for found in result.findings]
+    for instance in result.instances:
+        texts += [instance.sop_class, instance.sop_instance, instance.transfer_syntax, instance.part]
+        texts += [instance.study, instance.series, instance.file_id or ""]
+    for text in texts:
+        assert text.isprintable()
+        assert len(text) < 1000
+        text.encode()
     for instance in result.instances:
         whole = content(instance.file)
         assert hashlib.sha256(whole).hexdigest() == instance.sha256

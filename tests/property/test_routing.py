@@ -63,7 +63,8 @@ def test_every_route_taken_is_the_first_that_leads_there(book: Book, envelope: E
     try:
         found = decide(book, envelope, header, "gw.example")
     except RefusedError as refused:
-        assert refused.code in {550, 554}
+        if refused.code not in {550, 554}:
+            raise
         return
     assert header.received <= 100
     assert set(found.destinations) == {name for route in found.routes for name in route.store}

@@ -70,11 +70,17 @@ def test_a_zip_in_a_zip_is_the_end(tmp_path: Path) -> None:
     assert (result.instances, codes(result)) == ((), ["nested-archive"])
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "a\\..\\b"])
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "a\\..\\b", "n" * 256])
 def test_a_name_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
     """Names are no paths here; who writes such has something in mind."""
     result = reading(tmp_path, zipped(packed({"a": FILE, name: b"x"})))
     assert (result.instances, codes(result)) == ((), ["unsafe-name"])
+
+
+def test_names_are_shown_as_text(tmp_path: Path) -> None:
+    """No control character reaches a terminal or a database."""
+    result = reading(tmp_path, zipped(packed({"a\x1b[2J\n": FILE})))
+    assert result.instances[0].part == "1!a\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}"
 
 
 def test_a_locked_zip_is_held(tmp_path: Path) -> None:

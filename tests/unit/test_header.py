@@ -105,6 +105,19 @@ def test_mad_parameters_raise_nothing(value: str) -> None:
     header.parameters(value)
 
 
+def test_nothing_comes_out_that_cannot_be_stored() -> None:
+    """Neither NUL, which PostgreSQL refuses, nor lone surrogates, which no database takes."""
+    parsed = header.parse(b"From: a\0@b, \xff@c, \xc3\xbc@d\nMessage-ID: <\x1b[2J\xff>\nX-DICOM-Mail-Loop: \0\n\n")
+    assert parsed.senders == ("", "", "ü@d")
+    assert parsed.message_id == "<\N{REPLACEMENT CHARACTER}[2J?>"
+    assert parsed.loop_tokens == ("\N{REPLACEMENT CHARACTER}",)
+
+
+def test_long_values_are_cut() -> None:
+    """A line is enough."""
+    assert header.parse(b"Message-ID: <" + b"a" * 5000 + b">\n\n").message_id == "<" + "a" * 997
+
+
 def test_hostile_headers_take_linear_time() -> None:
     """Megabytes of brackets, quotes and words end soon: nothing here backtracks."""
     for piece in (b"(", b"<", b'"\\', b"a@b,", b"=?utf-8?q?", b";a=b", b"a*0*=b;", b"\\"):

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from rows import NOW, REMEMBER, arrival, instance, queue, read, send
+from rows import NOW, arrival, instance, queue, read, send
 from sqlalchemy import Connection, insert
 
 from gateway.ledger import deliveries, inventory, messages, notices, tickets, verbs
@@ -23,16 +23,16 @@ def full(connection: Connection) -> None:
     """One item of each kind."""
     queue(connection, "in-1", instance(1), instance(2), body="same")
     send(connection, "pacs")
-    messages.accept(connection, arrival("in-2", body="same", at=NOW + HOUR), REMEMBER)
+    messages.accept(connection, [arrival("in-2", body="same", at=NOW + HOUR)])
     queue(connection, "in-3", instance(3), to=("pacs", "other"), at=NOW + HOUR)
     send(connection, "pacs", Outcome.WAITING, code="in-doubt", status=None, unknown=True, wait=HOUR, now=NOW + HOUR)
-    messages.accept(connection, arrival("in-4"), REMEMBER)
+    messages.accept(connection, [arrival("in-4")])
     report = replace(read(refused="not-dicom"), reading=Reading("report"))
     messages.decide(connection, "in-4", report, NOW)
-    messages.accept(connection, arrival("in-5"), REMEMBER)
+    messages.accept(connection, [arrival("in-5")])
     what = Finding("not-dicom", Severity.WARNING, "1", "labelled as DICOM, and is none")
     messages.decide(connection, "in-5", replace(read(held="no-dicom"), reading=Reading("dicom", (), (what,))), NOW)
-    messages.accept(connection, arrival("in-6", at=NOW - HOUR), REMEMBER)
+    messages.accept(connection, [arrival("in-6", at=NOW - HOUR)])
 
 
 def ids(connection: Connection, **wanted: Any) -> list[str]:

@@ -146,17 +146,17 @@ def test_a_mail_without_dicom_is_refused_or_held_and_says_so(
 
 
 def test_an_instance_known_with_other_content_is_held_and_the_others_go_on(connection: Connection) -> None:
-    """Same UID, other data set: held with uid-reused; the same instance in a new mail is sent again (R11)."""
+    """Same UID, other data set: held with reused-uid; the same instance in a new mail is sent again (R11)."""
     queue(connection, "in-1", instance(1), instance(2))
     queue(connection, "in-2", instance(1, content="forged"), instance(2), instance(3))
     assert parts(connection, "in-2") == [
-        (1, "pacs", "held", "uid-reused"),
+        (1, "pacs", "held", "reused-uid"),
         (2, "pacs", "waiting", None),
         (3, "pacs", "waiting", None),
     ]
     send(connection, "pacs")
     assert outcome(connection, "in-1") == ("delivered", None)
-    assert outcome(connection, "in-2") == ("held", "uid-reused")
+    assert outcome(connection, "in-2") == ("held", "reused-uid")
     assert alarms(connection) == {("held", "in-2")}
 
 
@@ -164,7 +164,7 @@ def test_another_transfer_syntax_is_other_content(connection: Connection) -> Non
     """Equal means UID, transfer syntax and data set (what "the same instance" means)."""
     queue(connection, "in-1", instance(1))
     queue(connection, "in-2", replace(instance(1), transfer_syntax="1.2.840.10008.1.2"))
-    assert outcome(connection, "in-2") == ("held", "uid-reused")
+    assert outcome(connection, "in-2") == ("held", "reused-uid")
 
 
 @pytest.mark.parametrize("order", [("", "forged"), ("forged", "")])
@@ -176,13 +176,13 @@ def test_two_contents_of_one_uid_in_a_mail_hold_what_is_not_known(
     one, two = (replace(instance(1, content=content), part=part) for content, part in zip(order, "12", strict=True))
     queue(connection, "in-2", one, two)
     forged = 1 + order.index("forged")
-    assert (forged, "pacs", "held", "uid-reused") in parts(connection, "in-2")
+    assert (forged, "pacs", "held", "reused-uid") in parts(connection, "in-2")
 
 
 def test_the_second_content_of_a_uid_in_a_mail_is_held(connection: Connection) -> None:
     """With nothing known before, the first content is sent and the second is held (AMB-23)."""
-    queue(connection, "in-1", instance(1), instance(1, content="second"))
-    assert parts(connection, "in-1") == [(1, "pacs", "waiting", None), (2, "pacs", "held", "uid-reused")]
+    queue(connection, "in-1", instance(1), instance(1, content="second", held="reused-uid"))
+    assert parts(connection, "in-1") == [(1, "pacs", "waiting", None), (2, "pacs", "held", "reused-uid")]
 
 
 def test_what_is_held_makes_nothing_known(connection: Connection) -> None:
@@ -241,3 +241,18 @@ def test_a_message_read_again_has_its_findings_once(connection: Connection) -> N
         connection.execute(message.update().values(outcome="waiting", stage="receive"))
         assert messages.decide(connection, "in-1", made, NOW)
     assert connection.scalar(select(func.count()).select_from(finding)) == 1
+
+
+def test_the_same_mail_twice_in_one_burst_is_one_and_a_repetition(connection: Connection) -> None:
+    """Mails that share a transaction are compared with each other too; those without Message-ID are not (R2)."""
+    nameless = replace(HEADER, message_id=None)
+    burst = [
+        arrival("in-1", body="same"),
+        arrival("in-2", body="same"),
+        arrival("in-3", body="same", decision=decision("other", name="second")),
+        arrival("in-4", body="none", header=nameless),
+        arrival("in-5", body="none", header=nameless),
+        arrival("in-6", body="same"),
+    ]
+    assert messages.accept(connection, burst) == [None, "in-1", None, None, None, "in-1"]
+    assert set(wakes(connection)) == {"receive:in-1", "receive:in-3", "receive:in-4", "receive:in-5"}

@@ -213,3 +213,13 @@ def test_a_head_tells_what_classification_needs(tmp_path: Path) -> None:
     assert walked.head.auto_submitted == "auto-replied; x"
     assert walked.head.subject == "s"
     assert walked.head.filename == "f"
+
+
+def test_a_boundary_may_be_no_text(tmp_path: Path) -> None:
+    """Its bytes count; whatever else is shown must be text."""
+    text = (
+        b'Content-Type: multipart/mixed; boundary="\xff\xfe"\n\n--\xff\xfe\nContent-Type: a/\xff\n\nx\n--\xff\xfe--\n'
+    )
+    parts, walked = walk(tmp_path, text)
+    assert parts == [("1", "a/?", b"x")]
+    assert not walked.findings

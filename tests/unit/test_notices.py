@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from rows import NOW, REMEMBER, arrival, stories
+from rows import NOW, arrival, stories
 from sqlalchemy import Connection
 
 from gateway.ledger import janitor, messages, notices
@@ -12,7 +12,7 @@ from gateway.ledger import janitor, messages, notices
 
 def test_a_notice_opens_once_and_closes_once(connection: Connection) -> None:
     """Opening it again while it lasts, or closing what is closed, is nothing new (R33)."""
-    messages.accept(connection, arrival("in-1"), REMEMBER)
+    messages.accept(connection, [arrival("in-1")])
     assert notices.open_notice(connection, NOW, "late", "in-1", "in-1 is late", "show it")
     assert not notices.open_notice(connection, NOW, "late", "in-1", "in-1 is later", "show it")
     assert notices.open_notice(connection, NOW, "held", "in-1", "in-1 is held", "show it")
@@ -43,7 +43,7 @@ def test_each_opening_and_each_closing_is_handed_on_once(connection: Connection)
 
 def test_an_item_is_late_once_and_no_more_when_it_is_done(connection: Connection) -> None:
     """The notice comes after the patience of its route, and goes with the outcome (R33)."""
-    messages.accept(connection, arrival("in-1"), REMEMBER)
+    messages.accept(connection, [arrival("in-1")])
     late = NOW + timedelta(minutes=15)
     assert janitor.note_late(connection, late - timedelta(seconds=1)) == 0
     assert janitor.note_late(connection, late) == 1

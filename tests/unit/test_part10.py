@@ -79,6 +79,8 @@ def test_a_meta_information_that_cannot_be_parsed_is_damaged(header: bytes) -> N
         (dicom_file(data_set(patient="")), ("no-patient-id",), None),
         (dicom_file(data_set(patient="  ")), ("no-patient-id",), None),
         (dicom_file(data_set(study="1.2.a")), ("invalid-uid",), "invalid-uid"),
+        (dicom_file(header=meta(syntax="explicit")), ("invalid-uid",), "invalid-uid"),
+        (dicom_file(data_set(study="1.2\0.3")), ("invalid-uid",), "invalid-uid"),
         (dicom_file(data_set(study="1..2")), ("invalid-uid",), "invalid-uid"),
         (dicom_file(data_set(study="1." + "2" * 63)), ("invalid-uid",), "invalid-uid"),
         (dicom_file(data_set(study="1.2.03")), ("zero-led-uid",), None),

@@ -126,6 +126,8 @@ def test_damaged_text_is_nobodys_business(tmp_path: Path) -> None:
     """Findings are about what might be an image."""
     assert codes(reading(tmp_path, part(b"a=ZZ", "text/plain", "quoted-printable"))) == []
     assert codes(reading(tmp_path, part(b"a=ZZ", "image/jpeg", "quoted-printable"))) == ["damaged-quoted-printable"]
+    image = part(FILE, "text/plain").replace(b"AAAA\r\n", b"A*AAA\r\n", 1)
+    assert codes(reading(tmp_path, image)) == ["damaged-base64"]
 
 
 def test_a_damaged_file_is_held_and_the_others_go_on(tmp_path: Path) -> None:
@@ -135,6 +137,24 @@ def test_a_damaged_file_is_held_and_the_others_go_on(tmp_path: Path) -> None:
     assert [instance.held for instance in result.instances] == ["truncated-data-set", None]
     assert content(result.instances[0].file) == cut
     assert [(found.code, found.where) for found in result.findings] == [("truncated-data-set", "1")]
+
+
+@pytest.mark.parametrize(
+    ("file", "held"),
+    [
+        (FILE, "cut-message"),
+        (OTHER, None),
+        (dicom_file(data_set(more=element(0x7FE00010, "OW", b"12") + element(0xFFFA1000, "LO", "x"))), "cut-message"),
+        (dicom_file(data_set()[:-1]), "truncated-data-set"),
+    ],
+)
+def test_the_last_file_of_a_cut_mail_must_show_that_it_is_whole(tmp_path: Path, file: bytes, held: str | None) -> None:
+    """AMB-22: cut between two elements it parses; only Pixel Data at the end shows that nothing is missing."""
+    whole = mail(part(FILE), part(file))
+    result = reading(tmp_path, whole[: whole.rindex(b"\r\n--limit--")])
+    assert [instance.held for instance in result.instances] == [None, held]
+    assert ("cut-message" in codes(result)) == (held is not None)
+    assert "missing-boundary" in codes(result)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +220,24 @@ def test_a_limit_of_the_message_holds_all_of_it(tmp_path: Path) -> None:
     assert [instance.held for instance in result.instances] == ["too-many-parts"] * 3
 
 
+def test_the_same_instance_twice_is_noted(tmp_path: Path) -> None:
+    """AMB-23; another preamble or meta information makes no other instance."""
+    again = b"x" * 128 + FILE[128:]
+    result = reading(tmp_path, mail(part(FILE), part(again)))
+    assert [instance.held for instance in result.instances] == [None, None]
+    assert [(found.code, found.where) for found in result.findings] == [("repeated-instance", "2")]
+
+
+def test_another_instance_of_the_same_uid_is_held(tmp_path: Path) -> None:
+    """AMB-23: the second one; but what is held for damage makes no good one wait."""
+    other = dicom_file(data_set(patient="P2"))
+    result = reading(tmp_path, mail(part(FILE), part(other)))
+    assert [instance.held for instance in result.instances] == [None, "reused-uid"]
+    assert [(found.code, found.where) for found in result.findings] == [("reused-uid", "2")]
+    result = reading(tmp_path, mail(part(FILE[:-3]), part(FILE)))
+    assert [instance.held for instance in result.instances] == ["truncated-data-set", None]
+
+
 class TestDirectory:
     """AMB-7 to AMB-12."""
 
@@ -246,7 +284,8 @@ class TestDirectory:
         """AMB-11: two multiparts, two folders in one archive."""
         one = mail(part(dicomdir([("A", "1.2.3.4")])), part(FILE), boundary="one")
         two = mail(part(dicomdir([("B", "1.2.3.5"), ("C", "9.9")])), part(OTHER), boundary="two")
-        result = reading(tmp_path, mail(one, two, part(FILE)))
+        third = dicom_file(data_set(instance="1.2.3.6"), meta(instance="1.2.3.6"))
+        result = reading(tmp_path, mail(one, two, part(third)))
         assert result.dicomdir == DirectoryCheck(complete=False, missing=("C",))
         assert [(found.code, found.where) for found in result.findings] == [("directory-missing", "2.1")]
         target = io.BytesIO()
@@ -375,6 +414,7 @@ class TestEncodedMessage:
             inner = part(inner, "message/rfc822")
         result = reading(tmp_path, inner, depth=5)
         assert (result.instances, result.other_parts[0].part) == ((), "1.1.1.1.1.1")
+        assert codes(result) == ["too-deep"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,16 +137,28 @@ async def test_a_caller_that_went_away_is_no_trouble(spool: Spool) -> None:
     assert spool.has(await spool.commit(draft(spool, b"y"), ".eml"))
 
 
-def test_a_loop_that_is_gone_takes_the_spool_not_along(tmp_path: Path) -> None:
+async def test_a_loop_that_is_gone_takes_the_spool_not_along(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next caller is served although the one before can no longer be told."""
-    spool = Spool(tmp_path / "spool")
-    loop = asyncio.new_event_loop()
-    commit = spools._Commit(draft(spool, b"x"), "2026112312/x.eml", loop.create_future(), loop)
-    loop.close()
-    spool._commits.put(commit)
+    begun, go = threading.Event(), threading.Event()
+    sync = Draft.sync
 
-    async def another() -> str:
-        return await spool.commit(draft(spool, b"y"), ".eml")
+    def slow(one: Draft) -> None:
+        begun.set()
+        go.wait(10)
+        sync(one)
 
-    assert spool.has(asyncio.run(another()))
-    spool.close()
+    monkeypatch.setattr(Draft, "sync", slow)
+
+    def another_life() -> None:
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(spool.commit(draft(spool, b"x"), ".eml"))
+        loop.run_until_complete(asyncio.sleep(0))
+        begun.wait(10)
+        task.cancel()
+        loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+        loop.close()
+
+    await asyncio.to_thread(another_life)
+    go.set()
+    for _ in range(2 * spools.SYNCERS):  # each of the threads is alive
+        assert spool.has(await spool.commit(draft(spool, b"y"), ".eml"))

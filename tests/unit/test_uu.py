@@ -55,3 +55,10 @@ def test_lines_are_lines_wherever_blocks_end(tmp_path: Path, monkeypatch: pytest
     assert len(reading(tmp_path, mail(part(text, "text/plain", "8bit")), uuencode=True).instances) == 1
     assert list(uu.lines([b"a\nb", b"c\n", b"", b"d"])) == [b"a\n", b"bc\n", b"d"]
     assert max(map(len, uu.lines([b"x" * 600] * 9))) == 1200
+
+
+def test_files_are_counted_as_parts(tmp_path: Path) -> None:
+    """A text of nothing but beginnings."""
+    result = reading(tmp_path, mail(part(b"begin 644 x\n\nend\n" * 500, "text/plain", "8bit")), uuencode=True)
+    assert codes(result) == ["too-many-members"]
+    assert len(result.other_parts) == 100

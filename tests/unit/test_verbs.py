@@ -8,7 +8,6 @@ from datetime import timedelta
 import pytest
 from rows import (
     NOW,
-    REMEMBER,
     alarms,
     arrival,
     instance,
@@ -75,7 +74,7 @@ ALLOWED = {
 def make(connection: Connection, stage: str, state: str) -> None:
     """Bring the item in-1, and in-2 which repeats it, into a state."""
     if stage == "receive":
-        messages.accept(connection, arrival("in-1", body="same"), REMEMBER)
+        messages.accept(connection, [arrival("in-1", body="same")])
         if state == "held":
             messages.hold(connection, "in-1", "poison", "it crashed", NOW)
         if state == "refused":
@@ -90,7 +89,7 @@ def make(connection: Connection, stage: str, state: str) -> None:
                 "pacs",
                 **changes.get(state, {"outcome": Outcome(state) if state in list(Outcome) else None}),
             )
-    messages.accept(connection, arrival("in-2", body="same"), REMEMBER)
+    messages.accept(connection, [arrival("in-2", body="same")])
     connection.execute(ticket.delete())
 
 
@@ -150,28 +149,11 @@ def test_nothing_is_tried_again_whose_bytes_are_gone(connection: Connection, sta
     assert wakes(connection) == {}
 
 
-def test_a_release_is_remembered_until_the_message_was_read(connection: Connection) -> None:
-    """A person's word stands for a check that cannot be made; a retry is no such word."""
-    make(connection, "receive", "held")
-    verbs.release(connection, "in-1", LATER, "anna")
-    row = messages.get(connection, "in-1")
-    assert row is not None
-    assert row.released
-    verbs.retry(connection, "in-1", LATER, "anna", force=False)
-    row = messages.get(connection, "in-1")
-    assert row is not None
-    assert not row.released
-    verbs.hold(connection, "in-1", LATER, "anna")
-    verbs.release(connection, "in-1", LATER, "anna")
-    messages.decide(connection, "in-1", read(instance(1)), LATER)
-    assert outcome(connection, "in-1") == outcome(connection, "in-2") == ("waiting", None)
-
-
 def test_a_drop_keeps_what_was_delivered_and_names_every_copy_of_the_bytes(connection: Connection) -> None:
     """Dropped is what is not delivered; the bytes to erase include those of the repetitions (R34)."""
     queue(connection, "in-1", instance(1), body="same", to=("pacs", "other"))
     send(connection, "other")
-    messages.accept(connection, arrival("in-2", body="same"), REMEMBER)
+    messages.accept(connection, [arrival("in-2", body="same")])
     blobs = verbs.drop(connection, "in-1", NOW, "anna")
     assert sorted(blobs) == ["2026112312/in-1.dcm", "2026112312/in-1.eml", "2026112312/in-2.eml"]
     assert parts(connection, "in-1") == [(1, "pacs", "refused", "dropped"), (1, "other", "delivered", None)]

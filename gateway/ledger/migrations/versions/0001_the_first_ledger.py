@@ -68,6 +68,7 @@ def upgrade() -> None:
         sa.Column("instances_blob", sa.String(length=80), nullable=True),
         sa.Column("duplicate_of", sa.String(length=32), nullable=True),
         sa.Column("kind", sa.String(length=8), nullable=True),
+        sa.Column("problem", sa.String(length=40), nullable=True),
         sa.Column("crashes", sa.Integer(), nullable=False),
         sa.Column("tries", sa.Integer(), nullable=False),
         sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),

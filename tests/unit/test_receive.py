@@ -1,0 +1,365 @@
+"""RECEIVE: custody, each way a reading can end, and who is blamed when it fails."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from rows import CONFIGURATION, ENVELOPE, alarms, configuration, instance, outcome, parts, stories, wakes
+from sqlalchemy import Connection, func, select, update
+
+from gateway.core.reader import Rules
+from gateway.core.routing import Decision
+from gateway.errors import GatewayError, LedgerError, LowDiskError, RefusedError, WorkerError
+from gateway.ledger import messages, verbs
+from gateway.ledger.ledger import Ledger, connect
+from gateway.ledger.spool import Spool
+from gateway.ledger.tables import message
+from gateway.model import Digest, Fragment, Reading, Span
+from gateway.stages import receive as receiving
+from gateway.stages.receive import Receive, Verdict, book, judge, rules, without_repetitions
+
+FROM_A = b"From: dicom@clinic-a.example\r\nMessage-ID: <1@clinic-a.example>\r\n"
+FROM_B = b"From: dicom@clinic-b.example\r\nMessage-ID: <1@clinic-b.example>\r\n"
+
+
+class Reader:
+    """Answers with what it is given, as data: a reading, or an error to raise."""
+
+    def __init__(self) -> None:
+        self.answer: Reading | Exception = Reading("dicom", (instance(1),))
+        self.calls = 0
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    async def __call__(self, message: Span, limits: Rules, out: Path) -> Reading:
+        self.calls += 1
+        assert message.path.stat().st_size == message.end
+        assert limits.parts == 5000
+        self.meanwhile()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        out.write_bytes(b"d" * 1000)  # noqa: ASYNC240  a stand-in for another process
+        return self.answer
+
+
+class Stage:
+    """RECEIVE with a real ledger and a real spool."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ledger = Ledger(connect(f"sqlite:///{folder / 'ledger.sqlite'}"))
+        self.spool = Spool(folder / "spool")
+        self.reader = Reader()
+        self.receive = Receive(configuration(folder), self.ledger, self.spool, self.reader)
+
+    async def accept(self, head: bytes = FROM_A, to: str = "pacs@gw.example", body: str = "1") -> str:
+        draft = self.receive.draft()
+        draft.write(head + b"\r\nbody")
+        digest = Digest(draft.size, "a" * 64, body * 64, head)
+        return await self.receive.accept(replace(ENVELOPE, recipients=(to,)), draft, digest)
+
+    async def state(self, key: str) -> tuple[str, str | None]:
+        return await self.ledger.read(lambda c: outcome(c, key))
+
+    def files(self) -> list[str]:
+        return sorted(path.suffix for path in self.spool.root.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    """The stage, closed in the end."""
+    made = Stage(tmp_path)
+    yield made
+    made.ledger.close()
+    made.spool.close()
+
+
+# Custody
+
+
+async def test_what_is_accepted_is_on_disk_and_in_the_ledger(stage: Stage) -> None:
+    """Bytes, row, event and ticket are there before the id is returned (R1)."""
+    key = await stage.accept()
+    row = await stage.ledger.read(lambda c: messages.get(c, key))
+    assert row is not None
+    assert stage.spool.path(row.blob).read_bytes() == FROM_A + b"\r\nbody"
+    assert await stage.state(key) == ("waiting", None)
+    assert list(await stage.ledger.read(wakes)) == [f"receive:{key}"]
+    assert stage.receive.admits("anybody@gw.example")
+
+
+async def test_a_repeated_mail_is_accepted_and_not_read(stage: Stage) -> None:
+    """The same Message-ID and body: its own id, the first one's outcome (R2, R11)."""
+    first, second = await stage.accept(), await stage.accept()
+    assert list(await stage.ledger.read(wakes)) == [f"receive:{first}"]
+    await stage.receive.look(first)
+    assert await stage.receive.look(second) is None
+    assert stage.reader.calls == 1
+    assert await stage.state(second) == await stage.state(first) == ("waiting", None)
+
+
+@pytest.mark.parametrize(
+    ("head", "code"),
+    [
+        (b"From: stranger@else.example\r\n", 550),
+        (FROM_A + b"X-DICOM-Mail-Loop: gw.example\r\n", 554),
+        (b"", 550),
+    ],
+)
+async def test_what_is_refused_leaves_nothing_behind(stage: Stage, head: bytes, code: int) -> None:
+    """No bytes, no row, and a permanent reply only for a permanent fault (R6)."""
+    with pytest.raises(RefusedError) as caught:
+        await stage.accept(head)
+    assert caught.value.code == code
+    assert stage.files() == []
+    assert await stage.ledger.read(lambda c: c.scalar(select(func.count()).select_from(message))) == 0
+
+
+async def test_a_full_disk_is_said_before_and_after_the_bytes_came(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Temporary, and nothing is kept; the floor holds for the message and its instances (R5)."""
+    stage.receive.demand_room(0)
+    with pytest.raises(LowDiskError):
+        stage.receive.demand_room(stage.spool.free() // 2 + 1)
+    monkeypatch.setattr(stage.spool, "free", lambda: stage.receive.floor - 1)
+    with pytest.raises(LowDiskError):
+        await stage.accept()
+    assert stage.files() == []
+
+
+async def test_whatever_goes_wrong_before_the_commit_leaves_no_draft(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that cannot even be asked for its room is an error, and no leak (R5)."""
+
+    def broken() -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(stage.spool, "free", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        await stage.accept()
+    assert stage.files() == []
+
+
+async def test_bytes_stay_when_nobody_knows_whether_the_row_was_kept(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that failed may yet be found after a crash: bytes without a row are swept, never the reverse (R1)."""
+
+    async def fail(*_: object) -> None:
+        raise LedgerError("the ledger did not take a change: OperationalError")
+
+    monkeypatch.setattr(stage.ledger, "write_together", fail)
+    with pytest.raises(LedgerError):
+        await stage.accept()
+    assert stage.files() == [".eml"]
+
+
+# Reading
+
+
+async def test_instances_that_were_read_wait_for_their_lane(stage: Stage) -> None:
+    """The instances lie in a file of their own, synced, and the lane has its ticket (R1, R17)."""
+    key = await stage.accept()
+    assert await stage.receive.look(key) is None
+    assert await stage.ledger.read(lambda c: parts(c, key)) == [(1, "pacs", "waiting", None)]
+    assert stage.files() == [".dcm", ".eml"]
+    assert await stage.receive.look(key) is None  # a second look finds nothing to do
+    assert stage.reader.calls == 1
+    assert await stage.receive.look("in-unknown") is None
+
+
+@pytest.mark.parametrize(
+    ("reading", "to", "expected"),
+    [
+        (Reading("dicom"), "pacs@gw.example", ("held", "no-dicom")),
+        (Reading("other"), "pacs@gw.example", ("held", "no-dicom")),
+        (Reading("report"), "pacs@gw.example", ("refused", "not-dicom")),
+        (Reading("partial", partial=Fragment("x", 1, 2)), "pacs@gw.example", ("held", "fragment-not-joined")),
+        (Reading("other"), "team@gw.example", ("refused", "not-dicom")),
+        (Reading("dicom", (instance(1),)), "team@gw.example", ("held", "no-route")),
+    ],
+)
+async def test_mail_without_images_for_the_pacs_has_its_outcome_and_code(
+    stage: Stage, reading: Reading, to: str, expected: tuple[str, str]
+) -> None:
+    """Reports are refused, a partner's mail that holds no usable DICOM is held (promise 3); no bytes are left over."""
+    stage.reader.answer = reading
+    key = await stage.accept(to=to)
+    assert await stage.receive.look(key) is None
+    assert await stage.state(key) == expected
+    assert stage.files() == [".eml"]
+    assert await stage.ledger.read(alarms) == ({("held", key)} if expected[0] == "held" else set())
+
+
+async def test_mail_that_must_be_protected_is_held_unread_also_after_a_release(stage: Stage) -> None:
+    """No protection can be checked yet, so nothing of it is even opened; a person does not replace a signature."""
+    key = await stage.accept(FROM_B)
+    for _ in range(2):
+        await stage.receive.look(key)
+        assert await stage.state(key) == ("held", "protection-not-checked")
+        assert await stage.ledger.read(alarms) == {("held", key)}
+        await stage.ledger.write(lambda c: verbs.release(c, key, datetime.now(UTC), "anna"))
+        assert await stage.state(key) == ("waiting", None)
+    assert stage.reader.calls == 0
+
+
+async def test_mail_that_no_route_takes_any_more_is_held(stage: Stage) -> None:
+    """It was welcome when it came: a person decides (SIGHUP, promise 3)."""
+    key = await stage.accept()
+    text = CONFIGURATION.replace('from = "clinic-a"', 'from = "clinic-b"')
+    stage.receive.reload(configuration(stage.folder, text))
+    await stage.receive.look(key)
+    assert await stage.state(key) == ("held", "no-route")
+
+
+async def test_a_person_who_is_quicker_than_the_reader_wins(stage: Stage) -> None:
+    """What was dropped while it was read stays dropped, and what was read goes (R34)."""
+    key = await stage.accept()
+
+    def drop() -> None:
+        with stage.ledger.engine.begin() as connection:
+            verbs.drop(connection, key, datetime.now(UTC), "anna")
+
+    stage.reader.meanwhile = drop
+    assert await stage.receive.look(key) is None
+    assert await stage.state(key) == ("refused", "dropped")
+    assert stage.files() == [".eml"]
+
+
+# When reading fails
+
+
+def error(number: int) -> OSError:
+    return OSError(number, "")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        WorkerError("the worker process died"),
+        GatewayError("the function said so"),
+        error(errno.ENOMEM),
+        error(errno.ENOENT),
+        TimeoutError(),
+        ValueError("SECRET"),
+    ],
+    ids=["worker", "gateway", "memory", "not-found", "timeout", "unforeseen"],
+)
+async def test_what_fails_three_times_is_held_for_a_person(stage: Stage, fault: Exception) -> None:
+    """Unknown errors are transient three times; then a person is told, and no value is shown (design 4)."""
+    stage.reader.answer = fault
+    key = await stage.accept()
+    for _ in range(receiving.STRANGE - 1):
+        again = await stage.receive.look(key)
+        assert again is not None
+        assert timedelta(0) < again - datetime.now(UTC) <= receiving.NEXT_TRY
+        assert await stage.state(key) == ("waiting", None)
+    assert await stage.receive.look(key) is None
+    assert await stage.state(key) == ("held", "unreadable")
+    assert await stage.ledger.read(alarms) == {("held", key)}
+    assert stage.files() == [".eml"]
+    told = await stage.ledger.read(lambda c: stories(c, key))
+    assert told == ["accepted", "receive-failed", "receive-failed", "receive-failed", "held", "notice-opened"]
+
+
+@pytest.mark.parametrize("number", sorted(receiving.OURS))
+async def test_a_sick_disk_does_not_count_against_the_message(stage: Stage, number: int) -> None:
+    """It is tried again until the disk is well, however long that takes (R5)."""
+    stage.reader.answer = error(number)
+    key = await stage.accept()
+    for _ in range(receiving.STRANGE + 2):
+        assert await stage.receive.look(key) is not None
+    stage.reader.answer = Reading("dicom", (instance(1),))
+    assert await stage.receive.look(key) is None
+    assert await stage.ledger.read(lambda c: parts(c, key)) == [(1, "pacs", "waiting", None)]
+
+
+async def test_bytes_that_are_gone_are_told_of_at_once(stage: Stage) -> None:
+    """A row without its bytes is never silent (R1)."""
+    key = await stage.accept()
+    for path in stage.spool.root.rglob("*.eml"):
+        path.unlink()
+    assert await stage.receive.look(key) is None
+    assert await stage.state(key) == ("held", "bytes-missing")
+
+
+async def test_a_poisonous_message_is_not_opened_a_fourth_time(stage: Stage) -> None:
+    """Three crashes with the same message hold it, so that it cannot stop the gateway for ever (design 4)."""
+    key = await stage.accept()
+    now = datetime.now(UTC)
+    for _ in range(receiving.POISON):
+        await stage.ledger.write(lambda c: messages.count_crashes(c, [key], now))
+    assert await stage.receive.look(key) is None
+    assert await stage.state(key) == ("held", "poison")
+    assert stage.reader.calls == 0
+
+
+async def test_text_in_a_mail_that_no_database_takes_is_no_poison(stage: Stage) -> None:
+    """A file id that is no Unicode is written out, and the instance is stored (R9)."""
+    stage.reader.answer = Reading("dicom", (replace(instance(1), file_id="IM\udcff\0"),))
+    key = await stage.accept()
+    assert await stage.receive.look(key) is None
+    assert await stage.state(key) == ("waiting", None)
+
+
+async def test_a_ledger_that_fails_is_tried_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error reaches the carrier, which looks again; what was read is read once more (R5)."""
+    key = await stage.accept()
+
+    def fail(_: Connection, *__: object) -> None:
+        raise LedgerError("the ledger did not take a change: OperationalError")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(messages, "decide", fail)
+        patch.setattr(messages, "count_try", fail)
+        with pytest.raises(LedgerError):
+            await stage.receive.look(key)
+    assert await stage.receive.look(key) is None
+    assert await stage.ledger.read(lambda c: parts(c, key)) == [(1, "pacs", "waiting", None)]
+
+
+# Pure
+
+
+def test_an_instance_that_a_mail_holds_twice_is_stored_once() -> None:
+    """Identical content is a repetition, the first one stays; other content is not (AMB-23)."""
+    one, other = instance(1), replace(instance(1, content="other"), part="3")
+    kept = without_repetitions(Reading("dicom", (one, replace(one, part="2"), other)))
+    assert [found.part for found in kept.instances] == ["1", "3"]
+
+
+def test_a_stranger_without_images_is_refused() -> None:
+    """A route for strangers takes their images, and nothing else waits for a person."""
+    stranger = Decision("x@else.example", None, book_routes())
+    assert judge(Reading("dicom", (instance(1),)), stranger) == Verdict()
+    assert judge(Reading("other"), stranger) == Verdict(refused="not-dicom")
+    assert judge(Reading("dicom", (instance(1),)), Decision(None, None, ())) == Verdict(refused="not-dicom")
+
+
+def book_routes() -> tuple[receiving.routing.Route, ...]:
+    return (receiving.routing.Route("r", "*", None, None, ("pacs",), False, timedelta(minutes=1)),)
+
+
+def test_the_route_book_and_the_limits_are_those_of_the_configuration(tmp_path: Path) -> None:
+    """Partners with their binding, inbound routes alone, and our own addresses, the relay's sender among them."""
+    relay = '\n[relay]\nhost = "relay.example"\nsender = "dicom@gw.example"\n'
+    loaded = configuration(tmp_path, CONFIGURATION + relay)
+    made = book(loaded)
+    assert [partner.name for partner in made.partners] == ["clinic-a", "clinic-b"]
+    assert [(route.name, route.store) for route in made.routes] == [("a", ("pacs",)), ("b", ("pacs",))]
+    assert made.own == ("team@gw.example", "postmaster@gw.example", "dicom@gw.example")
+    assert rules(loaded.limits).depth == 8
+
+
+async def test_the_row_decides_not_the_ticket(stage: Stage) -> None:
+    """A ticket only says: look at this row (design 4)."""
+    key = await stage.accept()
+    await stage.ledger.write(lambda c: c.execute(update(message).values(outcome="held")))
+    assert await stage.receive.look(key) is None
+    assert stage.reader.calls == 0

@@ -1,0 +1,649 @@
+"""STORE: a lane against a destination that answers as data: one outcome per instance, doubt bounded, nobody delayed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from rows import alarms, configuration, instance, outcome, parts, queue
+from sqlalchemy import Connection, select, update
+
+from gateway.config import ApplicationEntity
+from gateway.core import contexts
+from gateway.errors import AssociationRejectedError, LedgerError, PeerUnreachableError
+from gateway.ledger import deliveries, inventory, verbs
+from gateway.ledger.ledger import Ledger, connect
+from gateway.ledger.spool import Spool
+from gateway.ledger.tables import delivery, destination
+from gateway.model import Queued, Sent
+from gateway.stages import store as storing
+from gateway.stages.store import Store
+
+Answer = int | str | None
+"""A status; a code for what was never sent; None for silence, which ends the association; "drop" ends it unsent."""
+
+
+class Line:
+    """One association: answers as its script says, then with success."""
+
+    def __init__(self, scu: Scripted) -> None:
+        self.scu = scu
+        self.alive = True
+        self.released = self.aborted = False
+
+    def send(self, window: Sequence[Queued], deadline: float) -> list[Sent]:
+        assert deadline == 5
+        self.scu.on_send(window)
+        sent = []
+        for queued in window:
+            answer = self.scu.answer(queued)
+            if answer == "drop":
+                self.alive = False
+                break
+            if isinstance(answer, str):
+                sent.append(Sent(queued.key, None, refused=answer))
+                continue
+            self.scu.wire.append(queued.sop_instance)
+            sent.append(Sent(queued.key, answer, comment="" if answer is not None else "A-ABORT"))
+            if answer is None:
+                self.alive = False
+                break
+        return sent
+
+    def release(self) -> None:
+        self.released = True
+
+    def abort(self) -> None:
+        self.aborted, self.alive = True, False
+
+
+class Scripted:
+    """How destinations are reached in these tests."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.opening: list[Exception | None] = []
+        self.echoes: list[str | Exception] = []
+        self.always: Answer = 0
+        self.lines: list[Line] = []
+        self.wire: list[str] = []
+        self.asked = 0
+        self.proposed: list[Sequence[contexts.Context]] = []
+        self.windows: list[int] = []
+        self.meanwhile: Callable[[Sequence[Queued]], None] = lambda _: None
+        self._turn = threading.Lock()
+
+    def on_send(self, window: Sequence[Queued]) -> None:
+        self.windows.append(len(window))
+        self.meanwhile(window)
+
+    def answer(self, _: Queued) -> Answer:
+        with self._turn:
+            return self.answers.pop(0) if self.answers else self.always
+
+    def open(self, entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> Line:
+        assert entity.title in {"PACS", "OTHER"}
+        self.proposed.append(proposed)
+        error = self.opening.pop(0) if self.opening else None
+        if error is not None:
+            raise error
+        self.lines.append(Line(self))
+        return self.lines[-1]
+
+    def echo(self, _: ApplicationEntity) -> str:
+        self.asked += 1
+        answer = self.echoes.pop(0) if self.echoes else ""
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class Lane:
+    """The stage with a real ledger; one association unless told."""
+
+    def __init__(self, folder: Path, associations: int = 1) -> None:
+        self.ledger = Ledger(connect(f"sqlite:///{folder / 'ledger.sqlite'}"))
+        self.spool = Spool(folder / "spool")
+        self.scu = Scripted()
+        loaded = configuration(folder)
+        entities = {name: one.model_copy(update={"associations": associations}) for name, one in loaded.ae.items()}
+        self.configuration = loaded.model_copy(update={"ae": entities})
+        self.store = Store(self.configuration, self.ledger, self.spool, self.scu, lambda: 0.5)
+
+    def sync(self, change: Callable[[Connection], object]) -> None:
+        with self.ledger.engine.begin() as connection:
+            change(connection)
+
+    def fill(self, count: int, key: str = "in-1", to: Sequence[str] = ("pacs",)) -> None:
+        numbers = range(1, count + 1)
+        self.sync(lambda c: queue(c, key, *(instance(n, uid=f"{key}.{n}") for n in numbers), to=to, at=now()))
+
+    def read(self, question: Callable[[Connection], object]) -> object:
+        with self.ledger.engine.connect() as connection:
+            return question(connection)
+
+    def parts(self, key: str = "in-1") -> list[tuple[str, str | None]]:
+        with self.ledger.engine.connect() as connection:
+            return [(state, code) for _, _, state, code in parts(connection, key)]
+
+    def condition(self, name: str = "pacs") -> deliveries.Condition:
+        with self.ledger.engine.connect() as connection:
+            return deliveries.condition(connection, name)
+
+    def make_due(self, *, breaker: bool = True) -> None:
+        """Let the time pass until everything is due."""
+        past = now() - timedelta(seconds=1)
+        waits = delivery.c.outcome == "waiting"
+        self.sync(lambda c: c.execute(update(delivery).where(waits).values(next_attempt=past)))
+        if breaker:
+            closed = destination.c.breaker_until.is_not(None)
+            self.sync(lambda c: c.execute(update(destination).where(closed).values(breaker_until=past)))
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@pytest.fixture
+async def lane(tmp_path: Path) -> AsyncIterator[Lane]:
+    """A lane that is closed in the end."""
+    made = Lane(tmp_path)
+    yield made
+    made.ledger.close()
+    made.spool.close()
+
+
+# One outcome per instance
+
+
+async def test_windows_are_marked_before_they_are_sent_and_bounded(lane: Lane) -> None:
+    """At most sixteen are on the wire, and the ledger knew it before the first byte left (promise 2, R26)."""
+    lane.fill(40)
+
+    def check(window: Sequence[Queued]) -> None:
+        marked = lane.read(lambda c: set(c.scalars(select(delivery.c.id).where(delivery.c.sending))))
+        assert marked == {one.key for one in window}
+        assert all(one.data_set.start % 100 == 40 for one in window)
+
+    lane.scu.meanwhile = check
+    assert await lane.store.look("pacs") is None
+    assert lane.scu.windows == [16, 16, 8]
+    assert set(lane.parts()) == {("delivered", None)}
+    assert len(lane.scu.lines) == 1
+    assert lane.scu.lines[0].released
+    assert lane.scu.asked == 0  # a destination that is well is not asked first
+
+
+async def test_several_associations_share_the_window(tmp_path: Path) -> None:
+    """What may be in doubt after a kill stays one window, however many associations there are (promise 2)."""
+    lane = Lane(tmp_path, associations=4)
+    lane.fill(64)
+    sending: list[int] = []
+    lane.scu.meanwhile = lambda _: sending.append(
+        len(lane.read(lambda c: c.scalars(select(delivery.c.id).where(delivery.c.sending)).all()))  # type: ignore[arg-type]
+    )
+    await lane.store.look("pacs")
+    assert set(lane.parts()) == {("delivered", None)}
+    assert max(sending) <= storing.WINDOW
+    assert sum(lane.scu.windows) == 64
+    lane.ledger.close()
+    lane.spool.close()
+
+
+async def test_big_instances_close_a_window_early(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window is some hundred milliseconds of network, so a big study commits as it goes."""
+    monkeypatch.setattr(storing, "WINDOW_BYTES", 100)
+    lane.fill(5)  # sixty bytes each
+    await lane.store.look("pacs")
+    assert lane.scu.windows == [2, 2, 1]
+
+
+TABLE: list[tuple[Answer, tuple[str, str | None]]] = [
+    (0x0000, ("delivered", None)),
+    (0xB000, ("delivered", "coerced")),
+    (0x0111, ("delivered", "duplicate")),
+    (0xA700, ("waiting", "out-of-resources")),
+    (0xA900, ("failed", "class-mismatch")),
+    (0xC001, ("waiting", "not-understood")),
+    (0x0122, ("failed", "class-refused")),
+    (0x1234, ("waiting", "status-unknown")),
+    (0xFF00, ("waiting", "status-unknown")),
+    ("context-refused", ("failed", "context-refused")),
+    ("context-unavailable", ("waiting", "context-unavailable")),
+    ("content-missing", ("failed", "content-missing")),
+    (None, ("waiting", "in-doubt")),
+]
+
+
+@pytest.mark.parametrize(("answer", "expected"), TABLE)
+async def test_each_answer_has_its_outcome_and_only_good_ones_deliver(
+    lane: Lane, answer: Answer, expected: tuple[str, str | None]
+) -> None:
+    """The k-th instance gets what was said of it, the others theirs (R12, R14)."""
+    lane.fill(3)
+    lane.scu.answers = [0, answer, 0]
+    again = await lane.store.look("pacs")
+    assert lane.parts() == [("delivered", None), expected, ("delivered", None)]
+    assert (again is not None) == (expected[0] == "waiting")
+    assert again is None or timedelta(seconds=15) < again - now() < timedelta(seconds=37)
+    assert lane.read(inventory.tickets_missing) == []
+
+
+async def test_a_refused_association_before_success_never_delivers(lane: Lane) -> None:
+    """Whatever is not an answer about the instance is none (R12)."""
+    lane.fill(1)
+    lane.scu.answers = ["context-not-proposed"]
+    await lane.store.look("pacs")
+    assert lane.parts() == [("waiting", "context-not-proposed")]
+
+
+async def test_more_classes_than_one_association_carries_are_split(lane: Lane) -> None:
+    """Two hundred presentation contexts go over two associations, at most 128 in each (R19)."""
+    many = [replace(instance(n), sop_class=f"1.2.840.{n}") for n in range(200)]
+    lane.sync(lambda c: queue(c, "in-1", *many))
+    await lane.store.look("pacs")
+    assert [len(one) for one in lane.scu.proposed] == [128, 72]
+    assert set(lane.parts()) == {("delivered", None)}
+
+
+async def test_a_fault_of_ours_while_sending_is_a_doubt_and_ends_the_association(lane: Lane) -> None:
+    """Nobody knows what the peer has: counted as unknown, never as delivered (R12, R13)."""
+    lane.fill(2)
+
+    def fail(_: Sequence[Queued]) -> None:
+        raise RuntimeError("bug")
+
+    lane.scu.meanwhile = fail
+    await lane.store.look("pacs")
+    assert lane.parts() == [("waiting", "in-doubt")] * 2
+    assert lane.scu.lines[0].aborted
+
+
+# Dropped associations, breaker, probe
+
+
+async def test_what_was_not_sent_when_an_association_dropped_goes_on(lane: Lane) -> None:
+    """Only the one on the wire is in doubt; those behind it are sent at once on a new association (R14)."""
+    lane.fill(5)
+    lane.scu.answers = [0, None]
+    await lane.store.look("pacs")
+    assert lane.parts() == [("delivered", None), ("waiting", "in-doubt"), *[("delivered", None)] * 3]
+    assert len(lane.scu.lines) == 2
+    rows = lane.read(lambda c: [tuple(r) for r in c.execute(select(delivery.c.sends, delivery.c.sends_unknown))])
+    assert rows == [(1, 0), (1, 1), (1, 0), (1, 0), (1, 0)]
+
+
+async def test_a_destination_that_drops_twice_without_an_answer_is_left_alone(lane: Lane) -> None:
+    """Two drops open the breaker: what was not sent is as before and waits behind it (R16)."""
+    lane.fill(5)
+    lane.scu.answers = ["drop", None]
+    again = await lane.store.look("pacs")
+    assert again == lane.condition().breaker_until
+    assert lane.condition().trouble == "it drops its associations"
+    assert lane.parts() == [("waiting", "in-doubt"), *[("waiting", None)] * 4]
+    assert await lane.store.look("pacs") == again  # nothing before that
+    assert len(lane.scu.lines) == 2
+
+
+async def test_a_rejection_for_good_is_told_at_once_and_a_passing_one_later(lane: Lane) -> None:
+    """A person hears at once of what will not pass by itself (NET-5, R33)."""
+    lane.fill(1)
+    lane.scu.opening = [AssociationRejectedError("busy", permanent=False, reason="congestion")]
+    await lane.store.look("pacs")
+    assert lane.read(alarms) == set()
+    lane.make_due()
+    lane.scu.opening = [AssociationRejectedError("not recognised", permanent=True, reason="called AE title")]
+    await lane.store.look("pacs")
+    assert lane.read(alarms) == {("destination-down", "pacs")}
+    assert lane.parts() == [("waiting", None)]
+    assert lane.condition().failures == 2
+
+
+async def test_behind_a_breaker_a_c_echo_goes_first_and_images_are_never_the_probe(lane: Lane) -> None:
+    """While the probe fails nothing is sent; when it answers all is, and the notice closes (R15, R16, R33)."""
+    lane.fill(3)
+    lane.scu.opening = [PeerUnreachableError("no answer")]
+    await lane.store.look("pacs")
+    since = now() - timedelta(minutes=3)
+    lane.sync(lambda c: c.execute(update(destination).values(down_since=since)))
+    lane.scu.echoes = ["still no answer"]
+    lane.make_due()
+    assert await lane.store.look("pacs") == lane.condition().breaker_until
+    assert (lane.scu.asked, lane.scu.wire) == (1, [])
+    assert lane.read(alarms) == {("destination-down", "pacs")}
+    lane.make_due()
+    assert await lane.store.look("pacs") is None
+    assert lane.scu.asked == 2
+    assert set(lane.parts()) == {("delivered", None)}
+    assert lane.condition() == deliveries.Condition("pacs")
+    assert lane.read(alarms) == set()
+
+
+async def test_a_send_in_doubt_is_repeated_only_after_an_echo_and_held_in_the_end(lane: Lane) -> None:
+    """Unknown sends are counted, each repetition is asked for first, the last one is a person's (promise 2)."""
+    lane.fill(1)
+    lane.scu.always = None
+    for sends in range(1, 5):
+        await lane.store.look("pacs")
+        assert len(lane.scu.wire) == sends
+        assert lane.scu.asked == sends - 1
+        lane.make_due()
+    assert lane.parts() == [("held", "in-doubt")]
+    assert lane.read(alarms) == {("held", "in-1")}
+    await lane.store.look("pacs")
+    assert len(lane.scu.wire) == 4
+
+
+async def test_a_doubt_that_comes_due_during_a_long_run_is_asked_for_too(lane: Lane) -> None:
+    """Not only the start of a run asks: images are never the probe (promise 2)."""
+    lane.fill(1)
+    lane.fill(1, "in-2")
+    lane.scu.answers = [None]
+
+    def later(_: Sequence[Queued]) -> None:
+        if lane.scu.wire:
+            lane.make_due()  # while the second is sent, the first comes due
+            lane.scu.meanwhile = lambda _: None
+
+    lane.scu.meanwhile = later
+    await lane.store.look("pacs")
+    assert lane.scu.wire == ["in-1.1", "in-2.1", "in-1.1"]
+    assert lane.scu.asked == 1
+    assert lane.parts() == [("delivered", None)]
+
+
+@pytest.mark.parametrize("fault", [ValueError("SECRET"), RuntimeError("can't start new thread")])
+async def test_a_fault_of_ours_before_sending_is_told_and_never_spins(lane: Lane, fault: Exception) -> None:
+    """An association that cannot be asked for, or an echo that fails in our own code: breaker and notice (R17)."""
+    lane.fill(1)
+    lane.scu.opening = [fault]
+    assert await lane.store.look("pacs") is not None
+    assert lane.read(alarms) == {("destination-down", "pacs")}
+    assert lane.condition().trouble == f"the gateway failed to reach it: {type(fault).__name__}"
+    lane.make_due()
+    lane.scu.echoes = [fault]
+    assert await lane.store.look("pacs") is not None
+    assert lane.condition().failures == 2
+
+
+async def test_a_destination_that_refuses_everything_is_left_alone(lane: Lane) -> None:
+    """Four of four refused for now: its trouble, not theirs (R16)."""
+    lane.fill(20)
+    lane.scu.always = 0xA700
+    await lane.store.look("pacs")
+    assert lane.condition().trouble == "it refuses everything for now: out-of-resources"
+    assert len(lane.scu.wire) == 16  # one window, no more
+    assert lane.parts()[16:] == [("waiting", None)] * 4
+
+
+async def test_a_destination_that_does_not_know_us_keeps_the_queue_and_a_person_is_told(lane: Lane) -> None:
+    """Not authorised: the destination refuses us, not the instance (PS3.7 Annex C)."""
+    lane.fill(2)
+    lane.scu.always = 0x0124
+    await lane.store.look("pacs")
+    assert lane.parts() == [("waiting", "not-authorised")] * 2
+    assert lane.read(alarms) == {("destination-down", "pacs")}
+
+
+async def test_a_refused_context_shows_that_the_destination_is_back(lane: Lane) -> None:
+    """It answered, so its notice does not stay open for ever (R33)."""
+    lane.fill(1)
+    lane.scu.opening = [AssociationRejectedError("no", permanent=True, reason="x")]
+    await lane.store.look("pacs")
+    lane.make_due()
+    lane.scu.always = "context-refused"
+    await lane.store.look("pacs")
+    assert lane.parts() == [("failed", "context-refused")]
+    assert lane.read(alarms) == {("failed", "in-1")}
+
+
+async def test_an_outage_ends_also_when_nothing_waits_any_more(lane: Lane) -> None:
+    """What waited was dropped by a person; the probe closes the notice when the destination is back (R33)."""
+    lane.fill(1)
+    lane.scu.opening = [AssociationRejectedError("no", permanent=True, reason="x")]
+    await lane.store.look("pacs")
+    lane.sync(lambda c: verbs.drop(c, "in-1", now(), "anna"))
+    lane.scu.echoes = ["not yet"]
+    lane.make_due()
+    assert await lane.store.look("pacs") is not None
+    assert lane.read(alarms) == {("destination-down", "pacs")}
+    lane.make_due()
+    assert await lane.store.look("pacs") is None
+    assert lane.read(alarms) == set()
+
+
+async def test_an_echo_alone_closes_no_notice_while_something_waits(lane: Lane) -> None:
+    """A destination that answers an echo and refuses images would open and close it for ever (R33)."""
+    lane.fill(1)
+    lane.scu.always = 0x0124
+    await lane.store.look("pacs")
+    lane.sync(lambda c: c.execute(update(destination).values(breaker_until=now() - timedelta(seconds=1))))
+    await lane.store.look("pacs")
+    assert lane.scu.asked == 1
+    assert lane.read(alarms) == {("destination-down", "pacs")}
+
+
+async def test_a_breaker_of_a_clock_that_ran_ahead_is_not_waited_for(lane: Lane) -> None:
+    """A day in the future is no back-off (R29)."""
+    lane.fill(1)
+    tomorrow = now() + timedelta(days=1)
+    lane.sync(lambda c: deliveries.trip(c, deliveries.Condition("pacs"), "x", tomorrow, now(), urgent=False))
+    lane.sync(lambda c: c.execute(update(delivery).values(next_attempt=tomorrow)))
+    assert await lane.store.look("pacs") is None
+    assert lane.parts() == [("delivered", None)]
+
+
+# People, stops and restarts
+
+
+async def test_what_a_person_held_or_dropped_meanwhile_is_not_sent(lane: Lane) -> None:
+    """Each window is marked anew: a word that comes before its mark counts (R34)."""
+    for number in range(1, 4):
+        lane.fill(16, f"in-{number}")
+
+    def stop(_: Sequence[Queued]) -> None:
+        lane.scu.meanwhile = lambda _: None
+        lane.sync(lambda c: verbs.hold(c, "in-2", now(), "anna"))
+        lane.sync(lambda c: verbs.drop(c, "in-3", now(), "anna"))
+
+    lane.scu.meanwhile = stop
+    await lane.store.look("pacs")
+    assert lane.scu.wire == [f"in-1.{n}" for n in range(1, 17)]
+    assert set(lane.parts("in-2")) == {("held", "by-operator")}
+    assert set(lane.parts("in-3")) == {("refused", "dropped")}
+
+
+async def test_a_paused_destination_gets_nothing_until_it_is_resumed(lane: Lane) -> None:
+    """Neither at the start of a run nor in its middle."""
+    lane.fill(1)
+    lane.sync(lambda c: deliveries.pause(c, "pacs", True, now(), "anna"))
+    assert await lane.store.look("pacs") is None
+    assert lane.scu.lines == []
+    lane.sync(lambda c: deliveries.pause(c, "pacs", False, now(), "anna"))
+    await lane.store.look("pacs")
+    assert lane.parts() == [("delivered", None)]
+
+
+async def test_what_was_on_the_wire_in_a_former_life_is_in_doubt(lane: Lane) -> None:
+    """One window, counted as unknown before anything else is done (R26)."""
+    lane.fill(20)
+    lane.sync(lambda c: deliveries.mark(c, deliveries.due(c, "pacs", now(), 16)))
+    await lane.store.look("pacs")
+    assert lane.parts().count(("waiting", "in-doubt")) == 16
+    assert lane.parts().count(("delivered", None)) == 4
+    lane.make_due()
+    await lane.store.look("pacs")
+    assert lane.scu.asked == 1
+    assert set(lane.parts()) == {("delivered", None)}
+
+
+async def test_after_a_crash_nothing_is_sent_at_once(lane: Lane) -> None:
+    """A crash loop does not use up tries (R27)."""
+    lane.fill(1)
+    lane.store.not_before = now() + timedelta(seconds=3)
+    assert await lane.store.look("pacs") == lane.store.not_before
+    assert lane.scu.lines == []
+
+
+async def test_a_destination_that_was_removed_leaves_its_queue_to_a_person(lane: Lane) -> None:
+    """What waits is held, and what was on the wire is held as in doubt (SIGHUP, promise 2)."""
+    lane.fill(3)
+    lane.sync(lambda c: deliveries.mark(c, deliveries.due(c, "pacs", now(), 1)))
+    lane.store.reload(lane.configuration.model_copy(update={"ae": {}}))
+    assert await lane.store.look("pacs") is None
+    assert lane.parts() == [("held", "in-doubt"), *[("held", "destination-removed")] * 2]
+    assert lane.scu.lines == []
+
+
+async def test_a_stop_finishes_the_window_and_begins_no_other(lane: Lane) -> None:
+    """What is on the wire gets its outcome; the rest waits for the next life (R31)."""
+    lane.fill(40)
+    lane.scu.meanwhile = lambda _: lane.store.stop()
+    await lane.store.look("pacs")
+    assert lane.scu.windows == [16]
+    assert lane.parts().count(("delivered", None)) == 16
+    assert lane.scu.lines[0].released
+    assert await lane.store.look("pacs") is None
+
+
+async def test_an_abort_cuts_what_is_on_the_wire(lane: Lane) -> None:
+    """When the time to stop is over: the association ends, and its window is in doubt (R31)."""
+    lane.fill(1)
+    started, cut = threading.Event(), threading.Event()
+
+    def hang(_: Sequence[Queued]) -> None:
+        started.set()
+        cut.wait(10)
+        raise ConnectionAbortedError
+
+    lane.scu.meanwhile = hang
+    look = asyncio.create_task(lane.store.look("pacs"))
+    await asyncio.to_thread(started.wait, 10)
+    lane.store.stop()
+    lane.store.abort()
+    assert lane.scu.lines[0].aborted
+    cut.set()
+    await look
+    assert lane.parts() == [("waiting", "in-doubt")]
+
+
+async def test_a_stop_waits_for_nobody_who_was_only_asked(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that never answers our request keeps nobody, and nothing is in doubt: nothing was sent (R31)."""
+    hole, asked = threading.Event(), threading.Semaphore(0)
+
+    def hang(*_: object) -> None:
+        asked.release()
+        hole.wait(10)
+
+    monkeypatch.setattr(lane.scu, "open", hang)
+    monkeypatch.setattr(lane.scu, "echo", hang)
+    lane.fill(1)
+    for unknown in (False, True):
+        lane.sync(lambda c, unknown=unknown: c.execute(update(delivery).values(sends_unknown=int(unknown))))
+        lane.store._stopping = False
+        look = asyncio.create_task(lane.store.look("pacs"))
+        await asyncio.to_thread(asked.acquire, timeout=10)
+        lane.store.stop()
+        lane.store.stop()
+        await asyncio.wait_for(look, 5)
+        assert lane.parts() == [("waiting", None)]
+        assert lane.read(lambda c: c.scalars(select(delivery.c.sends)).all()) == [0]
+    hole.set()
+
+
+async def test_an_association_that_opens_into_a_stop_sends_nothing(lane: Lane) -> None:
+    """No new work at once: what waits keeps waiting, and the peer is released in good order (R31)."""
+    lane.fill(1)
+    opened = lane.scu.open
+    loop = asyncio.get_running_loop()
+
+    def open_(entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> Line:
+        line = opened(entity, proposed)
+        loop.call_soon_threadsafe(setattr, lane.store, "_stopping", True)
+        return line
+
+    lane.scu.open = open_  # type: ignore[method-assign]
+    await lane.store.look("pacs")
+    assert lane.scu.windows == []
+    assert lane.scu.lines[0].released
+    assert lane.parts() == [("waiting", None)]
+
+
+async def test_an_outcome_the_ledger_does_not_take_is_offered_until_it_does(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the peer said is not lost to a full disk, and no image is sent twice for it (R5, R12)."""
+    monkeypatch.setattr(storing, "LEDGER_PAUSE", 0.01)
+    lane.fill(2)
+    fragile(monkeypatch, ["mark", "settle"], times=3)
+    await lane.store.look("pacs")
+    assert lane.parts() == [("delivered", None)] * 2
+    assert len(lane.scu.wire) == 2
+
+
+async def test_a_ledger_that_stays_away_does_not_keep_the_gateway_from_stopping(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the window is in doubt, which the marks on disk say (R31, promise 2)."""
+    monkeypatch.setattr(storing, "LEDGER_PAUSE", 0.01)
+    lane.fill(2)
+    fragile(monkeypatch, ["settle"], times=1000)
+    lane.scu.meanwhile = lambda _: lane.store.stop()
+    with pytest.raises(ExceptionGroup):
+        await asyncio.wait_for(lane.store.look("pacs"), 10)
+    assert lane.read(lambda c: c.scalars(select(delivery.c.sending)).all()) == [True, True]
+
+
+def fragile(monkeypatch: pytest.MonkeyPatch, names: Iterable[str], times: int) -> None:
+    """Let some changes fail so many times."""
+    for name in names:
+        real, left = getattr(deliveries, name), [times]
+
+        def change(*arguments: object, real: Callable[..., object] = real, left: list[int] = left) -> object:
+            if left[0]:
+                left[0] -= 1
+                raise LedgerError("the ledger did not take a change: OperationalError")
+            return real(*arguments)
+
+        monkeypatch.setattr(deliveries, name, change)
+
+
+async def test_a_black_hole_delays_no_other_lane(lane: Lane) -> None:
+    """Every association has a thread of its own: while one hangs, another delivers (R15)."""
+    lane.fill(1, "in-1", to=("other",))
+    lane.fill(30, "in-2", to=("pacs",))
+    hole, inside, opened = threading.Event(), threading.Event(), lane.scu.open
+
+    def open_(entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> Line:
+        if entity.title == "OTHER":
+            inside.set()
+            hole.wait(10)
+            raise PeerUnreachableError("no answer")
+        return opened(entity, proposed)
+
+    lane.scu.open = open_  # type: ignore[method-assign]
+    stuck = asyncio.create_task(lane.store.look("other"))
+    await asyncio.to_thread(inside.wait, 10)
+    await asyncio.wait_for(lane.store.look("pacs"), 10)
+    assert set(lane.parts("in-2")) == {("delivered", None)}
+    assert not stuck.done()
+    hole.set()
+    assert await stuck is not None
+    assert lane.condition("other").trouble == "no answer"
+
+
+async def test_the_ticket_comes_back_when_the_next_is_due(lane: Lane) -> None:
+    """The lane says when to look again, and never forgets what waits (R17)."""
+    assert await lane.store.look("pacs") is None
+    lane.fill(1)
+    lane.sync(lambda c: c.execute(update(delivery).values(next_attempt=now() + timedelta(minutes=5))))
+    again = await lane.store.look("pacs")
+    assert again is not None
+    assert timedelta(minutes=4) < again - now() <= timedelta(minutes=5)
+    assert lane.scu.lines == []
+    assert lane.read(lambda c: outcome(c, "in-1")) == ("waiting", None)
