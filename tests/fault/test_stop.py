@@ -46,7 +46,7 @@ def test_a_stop_with_a_queue_and_a_mute_pacs_is_quick_and_leaves_no_doubt(
 
 
 def test_a_stop_in_the_middle_of_a_send_leaves_one_doubt_and_no_more(start: Start, samples: Samples) -> None:
-    """R31: the PACS has the image and gives no answer: what was on the wire is in doubt and says so, the rest is not."""
+    """R31: the PACS has the image and gives no answer: what was on the wire is in doubt and says so, no more."""
     with ScriptedScp(Answer(act="silence")) as pacs:
         gateway = start(Daemon({"pacs": ("SILENT", pacs.port)}, STOP))
         key = gateway.mail(compose(one.file for one in samples.many(4)))
