@@ -167,9 +167,13 @@ class Service:
                 {"receive": Kind(self.receive.look, LOOKS), "store": Kind(self.store.look, 1000)},
             )
             await self._recover()
-            await self._open(stack)
+            try:
+                await self._open(stack)
+            except GatewayError:
+                await self._end()  # a port that is in use is no crash: the next start owes nobody a grace
+                raise
             await self._serve()
-            await self.ledger.write(lambda c: c.execute(delete(fact).where(fact.c.name == _RUNNING)))
+            await self._end()
         log.info("stopped")
 
     async def _read(self, message: Span, rules: reader.Rules, out: Path) -> Reading:
@@ -190,6 +194,9 @@ class Service:
         # Marks of a former life are doubts even where nothing waits any more: every lane looks once.
         await self.ledger.write(lambda c: tickets.put_all(c, lanes, now))
         await self.janitor.reissue(now)
+
+    async def _end(self) -> None:
+        await self.ledger.write(lambda c: c.execute(delete(fact).where(fact.c.name == _RUNNING)))
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
         configuration = self.configuration
