@@ -16,7 +16,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.errors import FolderInUseError, GatewayError, LedgerError
+from gateway.ledger.batches import Batches
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -100,7 +100,7 @@ class Ledger:
         self.engine = engine
         self.on_commit: Callable[[], None] = lambda: None
         """Called on the caller's loop after a transaction that put a ticket."""
-        self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
+        self._changes: Batches[_Change] = Batches(MOST_CHANGES)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="ledger-read")
         self._writer = threading.Thread(target=self._work, name="ledger-write", daemon=True)
         self._writer.start()
@@ -151,25 +151,15 @@ class Ledger:
 
     def close(self) -> None:
         """Commit what was handed in, then close the database."""
-        self._changes.put(None)
+        self._changes.close()
         self._writer.join()
         self._readers.shutdown()
         self.engine.dispose()
 
     def _work(self) -> None:
         with self.engine.connect() as connection:
-            while (first := self._changes.get()) is not None:
-                batch = [first]
-                last = False
-                while len(batch) < MOST_CHANGES and not self._changes.empty():
-                    follower = self._changes.get()
-                    if follower is None:
-                        last = True
-                        break
-                    batch.append(follower)
+            for batch in self._changes:
                 self._commit(connection, batch)
-                if last:
-                    return
 
     def _commit(self, connection: Connection, batch: list[_Change]) -> None:
         connection.info.pop("ticket", None)

@@ -14,23 +14,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
-import queue
 import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from gateway.errors import LowDiskError
+from gateway.ledger.batches import Batches
 
 WRITEBACK_EVERY: Final = 8 << 20
 """Bytes after which the kernel is asked to start writing, so that the sync at the end is short."""
 
-SYNCERS: Final = int(os.environ.get("SYNCERS", "4"))
-"""Threads that sync. A sync mostly waits for the disk, and syncs that wait together share one commit of the journal."""
+SYNCERS: Final = 4
+"""Syncs of one batch that wait for the disk at the same time: together they share a commit of the journal."""
+
+MOST_FILES: Final = 64
+"""Files of one batch."""
 
 SMALL: Final = 64 << 10
 """Bytes that a draft keeps in memory: most mails never cost their writer a system call."""
@@ -40,7 +46,7 @@ class Draft:
     """A file on its way into the spool: written by one owner, invisible until it is committed.
 
     Not for several threads at once. Whoever makes a draft commits or discards it. The file appears when the draft
-    outgrows ``SMALL``, or is synced; another process may write it in our place, by its path, before it is synced.
+    outgrows ``SMALL``, or is synced; until then another process may write it in our place, by its path.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,6 +56,7 @@ class Draft:
         self._small = bytearray()
         self._begun = 0
         self._file = -1
+        self._discarded = False
 
     def write(self, block: bytes | bytearray | memoryview) -> None:
         """Append a block. Raises OSError when the disk refuses it."""
@@ -61,6 +68,16 @@ class Draft:
         _write_all(self._file, block)
         if self.size - self._begun >= WRITEBACK_EVERY:
             self._begin_writeback()
+
+    @property
+    def is_large(self) -> bool:
+        """Its sync may take long. Of a file that another process wrote nobody knows."""
+        return self.size > WRITEBACK_EVERY or not self.size
+
+    def sync_ahead(self) -> None:
+        """Put on disk what is there, so that the sync itself is short: others wait for that one."""
+        self._flush()
+        os.fsync(self._file)
 
     def begin_sync(self) -> None:
         """Start putting the bytes on disk, without waiting."""
@@ -77,12 +94,15 @@ class Draft:
 
     def discard(self) -> None:
         """Forget the file. Safe to call at any time, also twice."""
+        self._discarded = True
         self._small = bytearray()  # not cleared: a write that failed may still hold a view of it
         with contextlib.suppress(OSError):
             self._close()
         _unlink(self.path)
 
     def _flush(self) -> None:
+        if self._discarded:
+            raise FileNotFoundError(errno.ENOENT, "the draft was discarded")
         if self._file < 0:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         if self._small:
@@ -112,16 +132,15 @@ def _write_all(descriptor: int, block: bytes | bytearray | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+@dataclass(slots=True)
 class _Commit:
     """A draft that shall become durable, and who waits for it."""
 
-    def __init__(self, draft: Draft, folder: str, key: str) -> None:
-        self.draft = draft
-        self.folder = folder
-        self.key = key
-        self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[str] = self.loop.create_future()
-        self.error: Exception | None = None
+    draft: Draft
+    key: str
+    done: asyncio.Future[str]
+    loop: asyncio.AbstractEventLoop
+    error: Exception | None = None
 
     def attempt(self, step: Callable[[_Commit], None]) -> None:
         """Take a step, unless one has failed; then the draft is gone."""
@@ -159,13 +178,14 @@ class Spool:
         self.drafts.mkdir(mode=0o700)
         _sync_folder(root.parent)
         _sync_folder(root)
-        self._hour: str | None = None  # the last folder whose own entry is known to be on disk
-        self._commits: queue.SimpleQueue[_Commit | None] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"spool-{number}", daemon=True) for number in range(SYNCERS)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._hour: Path | None = None  # the last folder whose own entry is known to be on disk
+        self.capacity = shutil.disk_usage(root).total
+        """Bytes of the whole disk, as it was at the start."""
+        self._syncers = ThreadPoolExecutor(SYNCERS, thread_name_prefix="spool-sync")
+        self._large = ThreadPoolExecutor(SYNCERS, thread_name_prefix="spool-large")
+        self._commits: Batches[_Commit] = Batches(MOST_FILES)
+        self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
+        self._thread.start()
 
     def draft(self) -> Draft:
         """Begin a new file."""
@@ -177,8 +197,15 @@ class Spool:
         Raises:
             OSError: The disk did not take it.
         """
+        loop = asyncio.get_running_loop()
+        if draft.is_large:
+            try:
+                await loop.run_in_executor(self._large, draft.sync_ahead)
+            except OSError:
+                draft.discard()
+                raise
         hour = time.strftime("%Y%m%d%H", time.gmtime())
-        commit = _Commit(draft, f"{self.root}/{hour}", f"{hour}/{draft.path.name}{suffix}")
+        commit = _Commit(draft, f"{hour}/{draft.path.name}{suffix}", loop.create_future(), loop)
         self._commits.put(commit)
         return await commit.done
 
@@ -215,11 +242,6 @@ class Spool:
         """Bytes that may still be written."""
         return shutil.disk_usage(self.root).free
 
-    @property
-    def capacity(self) -> int:
-        """Bytes of the whole disk."""
-        return shutil.disk_usage(self.root).total
-
     def demand(self, floor: int) -> None:
         """Raise LowDiskError when less than ``floor`` bytes are free (R5)."""
         if self.free() < floor:
@@ -227,35 +249,31 @@ class Spool:
 
     def close(self) -> None:
         """Finish what was handed in and stop."""
-        for _ in self._threads:
-            self._commits.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._commits.close()
+        self._thread.join()
+        self._syncers.shutdown()
+        self._large.shutdown()
 
     def _work(self) -> None:
-        while (first := self._commits.get()) is not None:
-            batch = [first]
-            stop = False
-            while not self._commits.empty():
-                follower = self._commits.get()
-                if follower is None:
-                    stop = True
-                    break
-                batch.append(follower)
+        for batch in self._commits:
             self._settle(batch)
-            if stop:
-                return
 
     def _settle(self, batch: list[_Commit]) -> None:
-        for step in (_begin, _sync, self._rename):
-            for commit in batch:
-                commit.attempt(step)
-        for folder in {commit.folder for commit in batch if commit.error is None}:
+        for commit in batch:
+            commit.attempt(_begin)
+        if len(batch) == 1:
+            batch[0].attempt(_sync)
+        else:
+            list(self._syncers.map(lambda commit: commit.attempt(_sync), batch))
+        for commit in batch:
+            commit.attempt(self._rename)
+        renamed = [commit for commit in batch if commit.error is None]
+        for folder in {self.path(commit.key).parent for commit in renamed}:
             try:
                 _sync_folder(folder)
             except Exception as error:  # noqa: BLE001  whatever it is, nobody may wait for ever
-                for commit in batch:
-                    if commit.folder == folder and commit.error is None:
+                for commit in renamed:
+                    if self.path(commit.key).parent == folder:
                         _unlink(self.path(commit.key))
                         commit.error = error
         for loop in {commit.loop for commit in batch}:
@@ -263,17 +281,18 @@ class Spool:
                 loop.call_soon_threadsafe(_answer, [commit for commit in batch if commit.loop is loop])
 
     def _rename(self, commit: _Commit) -> None:
+        target = self.path(commit.key)
         # A folder that is there is not yet one that survives a power cut: its sync may have failed.
-        if commit.folder != self._hour:
-            self._make_folder(commit.folder)
+        if target.parent != self._hour:
+            self._make(target.parent)
         try:
-            os.rename(commit.draft.path, f"{self.root}/{commit.key}")  # noqa: PTH104 pathlib takes longer than the rename
-        except FileNotFoundError:  # it was empty, and the sweep took it
-            self._make_folder(commit.folder)
-            commit.draft.path.rename(self.path(commit.key))
+            commit.draft.path.rename(target)
+        except FileNotFoundError:  # the folder was empty, and the sweep took it
+            self._make(target.parent)
+            commit.draft.path.rename(target)
 
-    def _make_folder(self, folder: str) -> None:
-        Path(folder).mkdir(mode=0o700, exist_ok=True)
+    def _make(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
         _sync_folder(self.root)
         self._hour = folder
 
@@ -304,7 +323,7 @@ def _unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path | str) -> None:
+def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
