@@ -296,7 +296,8 @@ class Digest:
 
     Attributes:
         size: Bytes of the whole message, as spooled.
-        sha256: Of the whole message, in hexadecimal.
+        sha256: Names the whole message, in hexadecimal: SHA-256 of everything before the body, followed by the SHA-256
+            of the body. So a large message is hashed once, not twice.
         body_sha256: Of what follows the first empty line, in hexadecimal; empty when there is no such line.
         header: The header, without the empty line that ends it.
     """

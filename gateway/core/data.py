@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Final
+from typing import Final, TypeAlias
 
 from gateway.model import Digest
+
+Block: TypeAlias = bytes | bytearray | memoryview
 
 END: Final = b"\r\n.\r\n"
 """Ends the data. Nothing else does: neither a bare CR nor a bare LF is a line end (RFC 5321 §2.3.8)."""
@@ -57,7 +59,8 @@ class Digester:
     """Hashes the content of one message while it is written down, and keeps its header.
 
     The header ends at the first empty line; here a bare LF counts as a line end, as it does for every reader of stored
-    messages.
+    messages. The body is hashed once; the hash of the whole is made of the header and the hash of the body, because a
+    second pass over a large message would cost more than everything else that is done with it at the door.
 
     Args:
         header_limit: Bytes that a header may have.
@@ -65,39 +68,41 @@ class Digester:
 
     def __init__(self, header_limit: int) -> None:
         self._limit = header_limit
+        self._size = 0
+        self._header = bytearray()
         self._whole = hashlib.sha256()
         self._body: hashlib._Hash | None = None
-        self._header = bytearray()
-        self._size = 0
 
     @property
     def header_too_long(self) -> bool:
         """The header is over the limit; what comes behind it does not matter any more."""
         return len(self._header) > self._limit
 
-    def update(self, block: bytes | bytearray | memoryview) -> None:
+    def update(self, block: Block) -> None:
         """Take the next block of the content."""
         self._size += len(block)
-        self._whole.update(block)
         if self._body is not None:
             self._body.update(block)
         elif not self.header_too_long:
             self._look_for_body(block)
 
-    def _look_for_body(self, block: bytes | bytearray | memoryview) -> None:
+    def _look_for_body(self, block: Block) -> None:
         known = len(self._header)
         self._header += block
         blank = _BLANK_LINE.search(self._header, max(0, known - 2))
-        if blank is None:
-            return
-        self._body = hashlib.sha256(memoryview(self._header)[blank.end() :])
-        del self._header[blank.end(1) :]
+        if blank is not None:
+            with memoryview(self._header) as content:
+                self._whole.update(content[: blank.end()])
+                self._body = hashlib.sha256(content[blank.end() :])
+            del self._header[blank.end(1) :]
 
     def digest(self) -> Digest:
         """What was learned of the whole."""
+        whole = self._whole.copy()
+        whole.update(self._header if self._body is None else self._body.digest())
         return Digest(
             size=self._size,
-            sha256=self._whole.hexdigest(),
-            body_sha256=self._body.hexdigest() if self._body is not None else "",
+            sha256=whole.hexdigest(),
+            body_sha256="" if self._body is None else self._body.hexdigest(),
             header=bytes(self._header),
         )

@@ -44,14 +44,20 @@ _mail_log.addHandler(logging.NullHandler())
 _mail_log.propagate = False
 _mail_log.setLevel(logging.CRITICAL + 1)
 
-GATHER: Final = 256 << 10
+import os
+
+GATHER: Final = int(os.environ.get("GATHER", "256")) << 10
 """Bytes that are gathered before the writing thread is bothered: one step of the loop stays far below 1 ms."""
 
-BEHIND: Final = 1 << 20
+BEHIND: Final = int(os.environ.get("BEHIND", "1024")) << 10
 """Bytes that may wait for the writing thread before reading pauses."""
 
 ROOM_EVERY: Final = 64 << 20
 """Bytes of a message after which the free space is looked at again: its size may never have been declared."""
+
+ALONE: Final = 16 << 10
+"""A block of this size is kept as it came; smaller ones are put together, so that a dribble costs no more memory than
+its bytes."""
 
 INLINE: Final = 64 << 10
 """A message up to this size is hashed without a thread: the hop would cost more than the work."""
@@ -841,19 +847,21 @@ class _Intake:
     def __init__(self, draft: Draft, door: SmtpDoor, transport: asyncio.Transport) -> None:
         self._loop = asyncio.get_running_loop()
         self.result: asyncio.Future[model.Digest | str] = self._loop.create_future()
+        self.until = self._loop.time() + door.deadlines.transaction
         self._draft = draft
         self._door = door
         self._transport = transport
         self._data = MailData()
         self._digester = Digester(door.limits.header)
-        self._gathered = bytearray()
         self._size = 0
+        self._blocks: list[bytes | bytearray | memoryview] = []
+        self._waiting = 0
+        self._jobs = 0
+        self._unchecked = 0
         self._refusal: str | None = None
-        self._busy = False
+        self._dropped = False
         self._paused = False
         self._over = False
-        self._unchecked = 0
-        self.until = self._loop.time() + door.deadlines.transaction
 
     def feed(self, block: bytes) -> bytes | None:
         """Take a block from the wire; returns what followed the end of the data, when it came."""
@@ -862,7 +870,7 @@ class _Intake:
         if self._size > self._door.limits.message:
             self._refuse(f"552 5.3.4 at most {self._door.limits.message} bytes")
         if self._refusal is None:
-            self._gathered += content
+            self._keep(content)
         if rest is not None:
             self._end()
         self._advance()
@@ -874,13 +882,28 @@ class _Intake:
         self._end()
         self._advance()
 
+    def _keep(self, content: bytes | memoryview) -> None:
+        self._waiting += len(content)
+        if len(content) >= ALONE:
+            self._blocks.append(content)
+        elif self._blocks and isinstance(self._blocks[-1], bytearray):
+            self._blocks[-1] += content
+        else:
+            self._blocks.append(bytearray(content))
+
+    def _refuse(self, reply: str) -> None:
+        if self._refusal is None:
+            self._refusal = reply
+            self._blocks = []
+            self._waiting = 0
+
     def _end(self) -> None:
         # From here on the reader of commands alone says when reading pauses.
-        self._over = True
         self._pause(False)
+        self._over = True
 
     def _pause(self, pause: bool) -> None:
-        if pause == self._paused or self._transport.is_closing():
+        if pause == self._paused or self._over or self._transport.is_closing():
             return
         self._paused = pause
         if pause:
@@ -888,30 +911,40 @@ class _Intake:
         else:
             self._transport.resume_reading()
 
-    def _refuse(self, reply: str) -> None:
-        if self._refusal is None:
-            self._refusal = reply
-            self._gathered = bytearray()
-
     def _advance(self) -> None:
-        waiting = len(self._gathered)
-        if not self._busy and waiting and (waiting >= GATHER or (self._over and waiting > INLINE)):
+        """Do what can be done next. Called whenever a block came or a thread has finished."""
+        if not self._jobs and (self._waiting >= GATHER or (self._over and self._waiting > INLINE)):
             self._hand_over()
-            waiting = 0
-        if not self._over:
-            self._pause(waiting >= BEHIND)
-        elif not self._busy:
+        if self._refusal is not None and not self._jobs and not self._dropped:
+            # A message that is not taken gives its room back before its last byte has come.
+            self._dropped = True
+            self._run(self._draft.discard)
+        self._pause(self._waiting >= BEHIND)
+        if self._over and not self._jobs and not self.result.done():
             self._finish()
 
     def _hand_over(self) -> None:
-        block, self._gathered = self._gathered, bytearray()
-        self._unchecked += len(block)
+        blocks, self._blocks = self._blocks, []
+        self._unchecked += self._waiting
+        self._waiting = 0
         if self._unchecked >= ROOM_EVERY:
             self._unchecked = 0
             self._look_for_room()
-        self._busy = True
-        job = self._loop.run_in_executor(self._door.writers, self._write, block)
-        job.add_done_callback(self._written)
+        self._run(self._write, blocks)
+
+    def _run(self, work: Callable[..., None], *arguments: object) -> None:
+        self._jobs += 1
+        self._loop.run_in_executor(self._door.writers, work, *arguments).add_done_callback(self._ran)
+
+    def _ran(self, job: asyncio.Future[None]) -> None:
+        self._jobs -= 1
+        self._judge(None if job.cancelled() else job.exception())
+        self._advance()
+
+    def _write(self, blocks: list[bytes | bytearray | memoryview]) -> None:
+        for block in blocks:
+            self._draft.write(block)
+            self._digester.update(block)
 
     def _look_for_room(self) -> None:
         try:
@@ -920,15 +953,6 @@ class _Intake:
             self._refuse(NO_ROOM)
         except Exception as error:  # noqa: BLE001 — unknown is temporary (R6), and its text stays here
             self._judge(error)
-
-    def _write(self, block: bytearray) -> None:
-        self._draft.write(block)
-        self._digester.update(block)
-
-    def _written(self, job: asyncio.Future[None]) -> None:
-        self._busy = False
-        self._judge(None if job.cancelled() else job.exception())
-        self._advance()
 
     def _judge(self, error: BaseException | None) -> None:
         if isinstance(error, OSError) and error.errno in FULL_DISK:
@@ -940,15 +964,12 @@ class _Intake:
             self._refuse(f"552 5.3.4 the header may have {self._door.limits.header} bytes")
 
     def _finish(self) -> None:
-        if self._gathered and self._refusal is None:
-            error: Exception | None = None
-            try:
-                self._write(self._gathered)
-            except OSError as caught:
-                error = caught
+        try:
+            self._write(self._blocks)
+            self._judge(None)
+        except Exception as error:  # noqa: BLE001 — unknown is temporary (R6), and its text stays here
             self._judge(error)
-        if not self.result.done():
-            self.result.set_result(self._refusal if self._refusal is not None else self._digester.digest())
+        self.result.set_result(self._refusal if self._refusal is not None else self._digester.digest())
 
 
 def _address(peername: tuple[str, int] | tuple[str, int, int, int] | None) -> str:
