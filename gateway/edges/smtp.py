@@ -44,12 +44,10 @@ _mail_log.addHandler(logging.NullHandler())
 _mail_log.propagate = False
 _mail_log.setLevel(logging.CRITICAL + 1)
 
-import os
-
-GATHER: Final = int(os.environ.get("GATHER", "256")) << 10
+GATHER: Final = 256 << 10
 """Bytes that are gathered before the writing thread is bothered: one step of the loop stays far below 1 ms."""
 
-BEHIND: Final = int(os.environ.get("BEHIND", "1024")) << 10
+BEHIND: Final = 1 << 20
 """Bytes that may wait for the writing thread before reading pauses."""
 
 ROOM_EVERY: Final = 64 << 20
