@@ -10,8 +10,8 @@ from typing import Final, Generic, TypeVar
 Item = TypeVar("Item")
 
 LINGER: Final = 0.001
-"""Seconds that a batch waits at most for as many as came last time. In a burst they are on their way, and a fuller batch
-saves more than the wait costs; somebody who comes alone waits for nobody."""
+"""Seconds that a batch waits at most for as many as came last time. In a burst they are on their way, and a fuller
+batch saves more than the wait costs; somebody who comes alone waits for nobody."""
 
 _LOOK: Final = LINGER / 4
 
