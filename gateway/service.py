@@ -128,6 +128,7 @@ class Service:
         self.stopping = asyncio.Event()
         self.http: list[HttpDoor] = []
         self._paging = False
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._smtp: SmtpDoor | None = None
         self._users: Users | None = None
 
@@ -142,6 +143,7 @@ class Service:
     async def run(self) -> None:
         """Live: own the folder, open the ledger, recover, open the doors, serve, and stop in the opposite order."""
         data = self.configuration.gateway.data
+        self._heed_signals()
         async with contextlib.AsyncExitStack() as stack:
             lock = Lock(data)
             stack.callback(lock.release)
@@ -180,6 +182,16 @@ class Service:
         return await self.workers.run(reader.read_to, message, rules, out)
 
     # Start
+
+    def _heed_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def _hang_up(self) -> None:
+        if self.ready.is_set():  # before it serves there is nothing to reload: the file was read a moment ago
+            self._start(self._reload())
 
     async def _recover(self) -> None:
         now = datetime.now(UTC)
@@ -255,11 +267,6 @@ class Service:
     # Life
 
     async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload()))
-        self._tasks: set[asyncio.Task[Any]] = set()
         beat = asyncio.create_task(watchdog.beat(lambda: True))
         carrying = asyncio.create_task(self.carrier.run(), name="carrier")
         looking = asyncio.create_task(self._look_around(), name="look-around")

@@ -44,11 +44,13 @@ _mail_log.addHandler(logging.NullHandler())
 _mail_log.propagate = False
 _mail_log.setLevel(logging.CRITICAL + 1)
 
-GATHER: Final = 256 << 10
-"""Bytes that are gathered before the writing thread is bothered: one step of the loop stays far below 1 ms."""
+
+GATHER: Final = 512 << 10
+"""Bytes that are gathered before a thread is bothered with writing and hashing them."""
 
 BEHIND: Final = 1 << 20
-"""Bytes that may wait for the writing thread before reading pauses."""
+"""Bytes that may wait for the thread before reading pauses. The network is read in blocks of at most 256 KiB, so a step
+of the loop stays far below 1 ms."""
 
 ROOM_EVERY: Final = 64 << 20
 """Bytes of a message after which the free space is looked at again: its size may never have been declared."""
@@ -345,6 +347,7 @@ class _Session(_NoHooks, SMTP):
         self._door = door
         self._implicit_tls = implicit_tls
         self._secured = False
+        self._shaking_hands = False
         self._peer = ""
         self._intake: _Intake | None = None
         self._accepting = False
@@ -472,16 +475,22 @@ class _Session(_NoHooks, SMTP):
             raise _Gone from None
 
     def _count(self, reply: bytes) -> None:
+        if reply[:1] not in {b"4", b"5"}:
+            return
+        self._errors += 1
         if reply[:1] == b"4":
-            self._errors += 1
             self._door.counters.temporary += 1
-        elif reply[:1] == b"5":
-            self._errors += 1
+        else:
             self._door.counters.permanent += 1
+        # The code is ours; the text is not told, because the gateway behind the door may have put a word of it.
+        _log.info("smtp-refused", peer=self._peer, status=reply[:3].decode())
 
     def _hang_up(self, reply: str = "") -> None:
         transport = self.transport
         if transport is None or transport.is_closing():
+            return
+        if self._shaking_hands:
+            transport.abort()
             return
         if reply:
             self._count(reply.encode())
@@ -641,10 +650,13 @@ class _Session(_NoHooks, SMTP):
     async def _secure(self) -> None:
         assert self._door.tls is not None
         self._allow(self._door.deadlines.handshake)
+        self._shaking_hands = True
         try:
             await self._writer.start_tls(self._door.tls, ssl_handshake_timeout=self._door.deadlines.handshake)
-        except (OSError, ssl.SSLError):
+        except OSError:  # ssl.SSLError is one
             raise _Gone from None
+        finally:
+            self._shaking_hands = False
         self.transport = self._writer.transport
         self._secured = True
         # Whatever was said in clear is forgotten (RFC 3207 §4.2).
@@ -798,14 +810,14 @@ class _Session(_NoHooks, SMTP):
         sender, recipients = self.envelope.mail_from or "", tuple(self.envelope.rcpt_tos)
         envelope = model.Envelope("smtp", sender, recipients, self._peer, self._user())
         draft = self._door.incoming.draft()
+        taken = False
         try:
             digest = await self._receive(draft)
             reply = digest if isinstance(digest, str) else await self._accept(envelope, draft, digest)
-        except BaseException:
-            draft.discard()
-            raise
-        if not reply.startswith("250"):
-            draft.discard()
+            taken = reply.startswith("250")
+        finally:
+            if not taken:
+                draft.discard()
         await self.push(reply)
 
     async def _receive(self, draft: Draft) -> model.Digest | str:
@@ -932,7 +944,12 @@ class _Intake:
 
     def _run(self, work: Callable[..., None], *arguments: object) -> None:
         self._jobs += 1
-        self._loop.run_in_executor(self._door.writers, work, *arguments).add_done_callback(self._ran)
+        try:
+            job = self._loop.run_in_executor(self._door.writers, work, *arguments)
+        except RuntimeError:  # the door is shut, and the next start wipes the drafts
+            self._jobs -= 1
+        else:
+            job.add_done_callback(self._ran)
 
     def _ran(self, job: asyncio.Future[None]) -> None:
         self._jobs -= 1

@@ -2,8 +2,8 @@
 
 Run as a script, as root, with Postfix installed (nothing of the system's own Postfix is touched):
 
-    python tests/bench/acceptance.py            # the ratios: large messages, small messages
-    python tests/bench/acceptance.py --cost     # memory and loop stall during a 1 GiB message
+    make bench ARGS=acceptance                                    # the ratios: large messages, small messages
+    PYTHONPATH=.:tests/peers python tests/bench/acceptance.py --cost   # memory and loop stall during a 1 GiB message
 
 The ratios are taken of the program as it is shipped: spool synced and row committed before 250. Postfix has its queue
 file synced before 250 and throws the mail away afterwards. Each waits until its own queue is worked off. For --cost
@@ -32,8 +32,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "peers")]
 
 from daemon import Daemon
 
