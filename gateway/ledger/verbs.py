@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, Connection, or_, select, update
 from gateway.errors import GatewayError
 from gateway.ledger import tickets
 from gateway.ledger.events import tell
-from gateway.ledger.messages import DROPPED, announce, fold
+from gateway.ledger.messages import DROPPED, MISMATCH, announce, fold
+from gateway.ledger.notices import close_notice
 from gateway.ledger.tables import delivery, destination, message
 from gateway.model import Outcome, Stage
 
@@ -77,8 +78,10 @@ def release(connection: Connection, key: str, now: datetime, who: str) -> None:
             raise WrongStateError(f"{key} is {row.outcome}", hint=_hint(row.outcome))
         _read_again(connection, row, now, who, "released")
         return
-    _demand_bytes(row)
-    if not _accept_problem(connection, key) + _requeue(connection, key, delivery.c.outcome == Outcome.HELD, now):
+    seen = close_notice(connection, now, MISMATCH, key)
+    if not seen:
+        _demand_bytes(row)
+    if not _accept_problem(connection, key) + _requeue(connection, key, delivery.c.outcome == Outcome.HELD, now) + seen:
         raise WrongStateError(f"nothing of {key} is held", hint=_hint(row.outcome))
     _tell(connection, key, now, who, "released", "released")
 
