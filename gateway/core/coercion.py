@@ -251,7 +251,8 @@ def _record(chart: Chart, form: Form, item: bytes) -> list[Edit]:
     if place is None:
         gap = chart.gaps[ORIGINALS]
         return [Edit(gap, gap, form.element(ORIGINALS, b"SQ", item))]
-    if place.vr not in _SEQUENCES or (place.value and not place.value.startswith(_ITEM_BEGINS)):
+    strange = place.value and not place.value.startswith(_ITEM_BEGINS)
+    if strange or place.vr not in (_SEQUENCES if form.is_little else (b"SQ",)):
         raise Problem("not-coerced")
     if place.length == dataset.UNDEFINED:
         return [Edit(place.end - _DELIMITER, place.end - _DELIMITER, item)]
@@ -270,6 +271,7 @@ class Form:
     def __init__(self, transfer_syntax: str) -> None:
         order = ">" if transfer_syntax == dataset.BIG_ENDIAN else "<"
         self.explicit = transfer_syntax not in (dataset.IMPLICIT, dataset.GE_IMPLICIT)
+        self.is_little = order == "<"
         self.long = Struct(order + "L")
         self._tag = Struct(order + "HH")
         self._short = Struct(order + "H")
