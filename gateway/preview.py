@@ -235,7 +235,6 @@ def _instance(one: Instance) -> Document:
         "size": one.size,
         "file_id": one.file_id,
         "part": one.part,
-        "changed": list(one.changed),
     }
 
 
