@@ -108,6 +108,8 @@ class Inflated:
 
     def piece(self, offset: int) -> bytes | None:
         """Return inflated bytes from an offset on."""
+        if offset < self._base:
+            raise Problem("damaged-data-set")  # what a wrong guess led over is not inflated again
         while offset + PIECE > self._base + len(self._window) and self._more(offset):
             pass
         if offset > self._base + len(self._window):
@@ -329,6 +331,8 @@ class _Walk:
         for index, level in enumerate(self._stack):
             if level.guessed:
                 self._at = level.end
+                if self._at < self._base:
+                    self._buffer, self._base = b"", self._at  # what was taken for items led beyond it
                 del self._stack[index:]
                 return True
         return False
