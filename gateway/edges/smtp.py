@@ -17,6 +17,7 @@ import errno
 import ipaddress
 import logging
 import re
+import socket
 import ssl
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Sequence
@@ -280,7 +281,7 @@ class SmtpDoor:
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Where the door listens, the plain listener first."""
-        return [socket.getsockname()[:2] for server in self._servers for socket in server.sockets]
+        return [listener.getsockname()[:2] for server in self._servers for listener in server.sockets]
 
     @property
     def connections(self) -> int:
@@ -1014,6 +1015,8 @@ def _why(error: OSError) -> str:
         return "another program uses this port"
     if error.errno in {errno.EACCES, errno.EPERM}:
         return "not permitted"
+    if isinstance(error, socket.gaierror):
+        return "there is no such address"
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine does not have this address"
     return type(error).__name__
