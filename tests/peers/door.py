@@ -67,6 +67,9 @@ class Behind:
     taken: list[Taken] = field(default_factory=list)
     begun: int = 0
 
+    def __post_init__(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+
     def admits(self, recipient: str) -> bool:
         self._fail("admits")
         return self.known is None or recipient in self.known
@@ -166,7 +169,6 @@ async def open_door(
     **limits: Any,
 ) -> AsyncIterator[tuple[SmtpDoor, Behind]]:
     """A door that is open, and the gateway behind it."""
-    folder.mkdir(exist_ok=True)
     behind = Behind(folder)
     networks = None if allow is None else [ip_network(network) for network in allow]
     settings = SimpleNamespace(
