@@ -31,7 +31,7 @@ from gateway.edges.worker import Workers
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.ledger import deliveries, inventory, janitor, messages, notices, tickets
 from gateway.ledger.janitor import Janitor
-from gateway.ledger.ledger import Ledger, Lock, connect
+from gateway.ledger.ledger import Ledger, Lock, connect, demand_health
 from gateway.ledger.spool import Spool
 from gateway.ledger.tables import fact
 from gateway.ledger.tickets import Carrier, Kind
@@ -127,6 +127,8 @@ class Service:
         self.ready = asyncio.Event()
         self.stopping = asyncio.Event()
         self.http: list[HttpDoor] = []
+        self._paging = False
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._smtp: SmtpDoor | None = None
         self._users: Users | None = None
 
@@ -141,6 +143,7 @@ class Service:
     async def run(self) -> None:
         """Live: own the folder, open the ledger, recover, open the doors, serve, and stop in the opposite order."""
         data = self.configuration.gateway.data
+        self._heed_signals()
         async with contextlib.AsyncExitStack() as stack:
             lock = Lock(data)
             stack.callback(lock.release)
@@ -166,9 +169,13 @@ class Service:
                 {"receive": Kind(self.receive.look, LOOKS), "store": Kind(self.store.look, 1000)},
             )
             await self._recover()
-            await self._open(stack)
+            try:
+                await self._open(stack)
+            except GatewayError:
+                await self._end()  # a port that is in use is no crash: the next start owes nobody a grace
+                raise
             await self._serve()
-            await self.ledger.write(lambda c: c.execute(delete(fact).where(fact.c.name == _RUNNING)))
+            await self._end()
         log.info("stopped")
 
     async def _read(self, message: Span, rules: reader.Rules, out: Path) -> Reading:
@@ -176,11 +183,22 @@ class Service:
 
     # Start
 
+    def _heed_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def _hang_up(self) -> None:
+        if self.ready.is_set():  # before it serves there is nothing to reload: the file was read a moment ago
+            self._start(self._reload())
+
     async def _recover(self) -> None:
         now = datetime.now(UTC)
         shutil.rmtree(self.configuration.gateway.data / "scratch", ignore_errors=True)
         crashed = await self.ledger.write(lambda c: _begin(c, now))
         if crashed:
+            await self.ledger.read(demand_health)
             self.store.not_before = now + GRACE_AFTER_CRASH
             log.warning("recovered", reason="unclean-stop")
         await self.ledger.write(lambda c: deliveries.orphan(c, self.configuration.ae, now))
@@ -188,6 +206,9 @@ class Service:
         # Marks of a former life are doubts even where nothing waits any more: every lane looks once.
         await self.ledger.write(lambda c: tickets.put_all(c, lanes, now))
         await self.janitor.reissue(now)
+
+    async def _end(self) -> None:
+        await self.ledger.write(lambda c: c.execute(delete(fact).where(fact.c.name == _RUNNING)))
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
         configuration = self.configuration
@@ -226,6 +247,7 @@ class Service:
             tls = server_tls(settings.certificate, settings.key_file)
         if settings.users_file is not None:
             self._users = Users(settings.users_file)
+            self._users.load()
         return SmtpDoor(
             settings,
             hostname=configuration.gateway.name,
@@ -245,11 +267,6 @@ class Service:
     # Life
 
     async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload()))
-        self._tasks: set[asyncio.Task[Any]] = set()
         beat = asyncio.create_task(watchdog.beat(lambda: True))
         carrying = asyncio.create_task(self.carrier.run(), name="carrier")
         looking = asyncio.create_task(self._look_around(), name="look-around")
@@ -305,10 +322,21 @@ class Service:
         await self.ledger.write(note)
         self.readings.census = await self.ledger.read(lambda c: inventory.census(c, now, self.configuration.ae))
         self.readings.heartbeat = now.timestamp()
-        for one in await self.ledger.read(notices.untold):
-            await self.pager.page(one)
-            await self.ledger.write(partial(notices.told, one=one))
+        if not self._paging:
+            self._paging = True
+            self._start(self._page())
         await self._chores(due, now)
+
+    async def _page(self) -> None:
+        """Tell of what nobody outside was told; a pager that hangs holds up nothing else."""
+        try:
+            for one in await self.ledger.read(notices.untold):
+                await self.pager.page(one)
+                await self.ledger.write(partial(notices.told, one=one))
+        except GatewayError as error:
+            log.error("look_failed", exception=type(error).__name__)  # noqa: TRY400
+        finally:
+            self._paging = False
 
     async def _chores(self, due: dict[str, datetime], now: datetime) -> None:
         limits = self.configuration.limits

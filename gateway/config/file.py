@@ -182,12 +182,19 @@ def _wanted(location: tuple[str | int, ...]) -> str:
     return _EXAMPLES.get(key, "a file" if key.endswith("_file") or key == "certificate" else "text in quotes")
 
 
+def _name_of_route(document: Mapping[str, Any], index: int) -> object:
+    """What a route calls itself; anything may stand in its place."""
+    routes = document.get("route")
+    route = routes[index] if isinstance(routes, list) else None
+    return route.get("name") if isinstance(route, dict) else None
+
+
 def _spell(location: Iterable[str | int], document: Mapping[str, Any]) -> str:
     """Write a key as a person finds it: ``ae.pacs.port``, ``route "name".store[2]``; lists count from 1."""
     spelled = ""
     parts = list(location)
     if len(parts) > 1 and parts[0] == "route" and isinstance(parts[1], int):
-        name = document["route"][parts[1]].get("name") if isinstance(document["route"][parts[1]], dict) else None
+        name = _name_of_route(document, parts[1])
         spelled = f"route {quote(name)}" if isinstance(name, str) else f"route[{parts[1] + 1}]"
         parts = parts[2:]
     for part in parts:

@@ -212,7 +212,8 @@ def _open_doors(configuration: Configuration) -> Iterator[Advice]:
             yield Advice("warning", what, "bind it with peers or smtp_user, or ask for a signature", f"{key}.accept")
         if partner.accept != "any":
             what = f'accept = "{partner.accept}": protection is not checked yet, so its mail is held'
-            yield Advice("warning", what, 'release it by hand, or accept = "any" with peers', f"{key}.accept")
+            do = 'set accept = "any", bound by peers or smtp_user, until it can be'
+            yield Advice("warning", what, do, f"{key}.accept")
         if partner.smtp_user and not (smtp and smtp.users_file):
             yield Advice("problem", "nobody can log in", "set smtp.users_file", f"{key}.smtp_user")
     if smtp and smtp.users_file and not smtp.users_file.exists():

@@ -76,8 +76,8 @@ class Digester:
     @property
     def header_too_long(self) -> bool:
         """The header is over the limit; what comes behind it does not matter any more."""
-        # While its end is looked for, an empty line may have begun behind it.
-        return len(self._header) > self._limit + (2 if self._body is None else 0)
+        # A CR at a line start may be the empty line cut in two, which is no part of the header.
+        return len(self._header) - self._header.endswith(b"\n\r") > self._limit
 
     def update(self, block: Block) -> None:
         """Take the next block of the content."""

@@ -89,11 +89,13 @@ class Decision:
         sender: The one From address in lower case; None when there is not exactly one.
         partner: Whom it is from; None for a stranger.
         routes: The routes it takes, one at most for each recipient; none for a report.
+        astray: How many recipients have no route for this sender, beside those that have.
     """
 
     sender: str | None
     partner: Partner | None
     routes: tuple[Route, ...]
+    astray: int = 0
 
     @property
     def destinations(self) -> tuple[str, ...]:
@@ -143,11 +145,11 @@ def decide(book: Book, envelope: Envelope, header: Header, gateway: str) -> Deci
         return Decision(sender, partner, ())
     if named and partner is None:
         raise RefusedError(550, "5.7.1", "this peer may not send for that From address")
-    routes = (_first(book, envelope, sender, partner, recipient) for recipient in recipients)
+    routes = [_first(book, envelope, sender, partner, recipient) for recipient in recipients]
     taken = tuple(dict.fromkeys(route for route in routes if route is not None))
     if not taken:
         raise RefusedError(550, "5.7.1", "no mail is taken from that From address here")
-    return Decision(sender, partner, taken)
+    return Decision(sender, partner, taken, routes.count(None))
 
 
 def _first(book: Book, envelope: Envelope, sender: str | None, partner: Partner | None, to: str) -> Route | None:

@@ -314,6 +314,18 @@ def _prepare_sqlite(engine: Engine, path: Path) -> None:
     path.chmod(0o600)
 
 
+def demand_health(connection: Connection) -> None:
+    """Look the whole file over, after a stop that was not clean (SQLite only: PostgreSQL does so itself).
+
+    Raises:
+        LedgerError: It is damaged.
+    """
+    if connection.dialect.name == "sqlite":
+        found = connection.execute(text("PRAGMA quick_check(1)")).scalar()
+        if found != "ok":
+            raise LedgerError("the ledger is damaged", hint="is the disk healthy? restore the ledger from a backup")
+
+
 def file_system(folder: Path) -> str:
     """Name the file system a folder lies on, as the kernel does."""
     best, kind = "", "unknown"

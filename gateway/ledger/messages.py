@@ -133,6 +133,9 @@ def _arrival_story(arrival: Arrival, first: str | None) -> list[dict[str, Any]]:
     whom = partner.name if partner else "a sender without a partner entry"
     text = f"accepted {arrival.size} bytes from {whom} by {arrival.envelope.door}, peer {arrival.envelope.peer}"
     story = [entry(arrival.at, "accepted", text, message=arrival.id)]
+    if astray := arrival.decision.astray:
+        text = f"{astray} of its {len(arrival.envelope.recipients)} recipients have no route for this sender"
+        story.append(entry(arrival.at, "no-route", text, message=arrival.id))
     if first is not None:
         text = f"the same mail as {first}: it has the outcome of that one"
         story.append(entry(arrival.at, "repeated", text, message=arrival.id))

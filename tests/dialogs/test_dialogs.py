@@ -4,9 +4,10 @@ A line is one step:
 
     # a remark; the first one says what the dialog shows
     door key=value ...   how the door is made; values are Python's or words. May stand once, in front
-    behind key=value     how the gateway behind it answers: known=a@b,c@d  room=1000  error=OSError  refuse=550,5.7.1,no
+    behind key=value     how the gateway behind it answers: known=a@b,c@d  room=1000  error=OSError
+                         refuse=550,5.7.1,text
     c: TEXT              the client sends a line
-    c! TEXT [xN]         the client sends exactly this, with \r \n \t \0 \\ and \xHH; N times
+    c! TEXT              the client sends exactly this, with \r \n \t \0 \\ and \xHH; xN after it repeats it
     s: REGEX             the server answers one line that begins so
     s* CODE +WORD -WORD  the server answers with a whole reply of this code, with and without these words
     tls                  both turn to TLS
@@ -151,15 +152,10 @@ class Dialog:
         assert len(self.behind.taken) == self.seen, self.behind.taken[self.seen :]
 
 
-def steps(path: Path) -> list[str]:
-    """The lines of a dialog that are not remarks."""
-    return [line for line in path.read_text("utf-8").splitlines() if line and not line.startswith("#")]
-
-
 @pytest.mark.parametrize("path", DIALOGS, ids=lambda path: path.stem)
 async def test_the_door_speaks_as_written(path: Path, tmp_path: Path) -> None:
     """Every step of the dialog comes as the file has it, and no draft is left behind (SMTP-1 to SMTP-11)."""
-    lines = steps(path)
+    lines = [line for line in path.read_text("utf-8").splitlines() if line and not line.startswith("#")]
     made: dict[str, Any] = options(lines.pop(0).removeprefix("door")) if lines[0].startswith("door") else {}
     if "users" in made:
         made["users"] = dict(pair.split(":") for pair in str(made["users"]).split(","))

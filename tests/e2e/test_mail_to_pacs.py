@@ -254,7 +254,7 @@ def test_the_same_uid_with_other_content_is_held_and_the_rest_goes_on(
     forged = one.file[:-2] + bytes(byte ^ 1 for byte in one.file[-2:])
     key = gateway.mail(compose([forged, good.file]))
     item = gateway.await_item(key, "held")
-    assert item["code"] == "uid-reused"
+    assert item["code"] == "reused-uid"
     by_uid = {each["sop_instance"]: each for each in item["instances_detail"]}
     assert by_uid[one.sop_instance]["outcome"] == "held"
     assert by_uid[one.sop_instance]["sends"] == 0

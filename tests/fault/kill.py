@@ -1,6 +1,6 @@
 """Soak: mail from ten connections into Orthanc while the gateway is killed again and again.
 
-    python tests/fault/kill.py [--mails 200] [--instances 1000] [--kills 10] [--seed N]
+    python tests/fault/kill.py [--mails 200] [--instances 1000] [--kills 10] [--pause 2] [--seed N] [--hurry]
 
 Every instance whose mail was acknowledged with 250 must be in Orthanc afterwards with identical data set bytes, the
 conservation proof must hold, and no more sends may be in doubt than one window for each kill (R1, R12, R26, R34).
@@ -25,9 +25,6 @@ from messages import compose
 from orthanc import Orthanc
 from samples import Fresh, Samples
 
-PAUSE = 2.0
-"""Seconds between two mails of one sender, on average: the kills shall find the gateway at work."""
-
 WINDOW = 16
 """Instances that may be on the wire at once (design: promise 2)."""
 
@@ -39,14 +36,17 @@ class Soak:
     Attributes:
         daemon: The gateway.
         orthanc: The PACS.
-        mails: Each with its instances, and whether it was acknowledged.
+        mails: Each with its instances.
+        acknowledged: The numbers of those that were answered with 250.
+        pause: Seconds between two mails of one sender, on average: the kills shall find the gateway at work.
     """
 
     daemon: Daemon
     orthanc: Orthanc
     mails: list[tuple[bytes, list[Fresh]]]
     acknowledged: set[int] = field(default_factory=set)
-    pause: random.Random = field(default_factory=random.Random)
+    pause: float = 2.0
+    dice: random.Random = field(default_factory=random.Random)
     retries: int = 0
     kills: int = 0
     done: threading.Event = field(default_factory=threading.Event)
@@ -54,7 +54,7 @@ class Soak:
     def send(self, number: int) -> None:
         """Mail one message as a real sender does: again and again, until a 250 comes."""
         message, _ = self.mails[number]
-        time.sleep(self.pause.uniform(0, 2 * PAUSE))
+        time.sleep(self.dice.uniform(0, 2 * self.pause))
         while number not in self.acknowledged:
             try:
                 with smtplib.SMTP("127.0.0.1", self.daemon.port, timeout=30) as wire:
@@ -65,20 +65,39 @@ class Soak:
                 time.sleep(0.2)
 
     def kill(self, times: int, dice: random.Random) -> None:
-        """Kill the gateway at random moments of its work, and start it again."""
-        for _ in range(times):
-            time.sleep(dice.uniform(0.3, 6.0))
+        """Kill the gateway, at random moments and while images are on the wire, and start it again."""
+        for turn in range(times):
+            if turn % 2:
+                self.await_wire(20)
+            else:
+                time.sleep(dice.uniform(0.3, 3 * self.pause))
             self.daemon.kill()
             self.kills += 1
             self.daemon.start()
 
-    def settle(self, seconds: float) -> bool:
-        """Wait until nothing waits any more."""
+    def await_wire(self, seconds: float) -> None:
+        """Wait until the ledger says that images are on the wire: the worst moment there is."""
+        deadline = time.monotonic() + seconds
+        with contextlib.closing(self.ledger()) as ledger:
+            while time.monotonic() < deadline:
+                if ledger.execute("SELECT 1 FROM delivery WHERE sending LIMIT 1").fetchone():
+                    return
+                time.sleep(0.0005)
+
+    def ledger(self) -> sqlite3.Connection:
+        """Look into the ledger beside its owner."""
+        return sqlite3.connect(self.daemon.data / "ledger.sqlite", timeout=10)
+
+    def settle(self, seconds: float, *, hurry: bool) -> bool:
+        """Wait until nothing waits any more; in a hurry, an operator's word replaces the back-off."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            proof = self.daemon.ask("reconcile")
+            proof = self.daemon.view("reconcile")
             if proof["waiting"] == 0 and proof["in"] >= len(self.mails):
                 return True
+            if hurry:
+                for item in self.daemon.view("list", outcome="waiting")["items"]:
+                    self.daemon.say("queue", "retry", item["id"])
             time.sleep(1)
         return False
 
@@ -102,9 +121,9 @@ class Soak:
 
     def unknown(self) -> int:
         """How many sends had no valid answer, over all instances."""
-        with contextlib.closing(sqlite3.connect(self.daemon.data / "ledger.sqlite")) as ledger:
+        with contextlib.closing(self.ledger()) as ledger:
             (count,) = ledger.execute("SELECT sum(sends_unknown) FROM delivery").fetchone()
-        return int(count)
+        return int(count or 0)
 
 
 def main() -> int:
@@ -115,6 +134,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--connections", type=int, default=10)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser.add_argument("--pause", type=float, default=2.0, help="seconds between two mails of one sender")
+    parser.add_argument("--hurry", action="store_true", help="retry by an operator's word what is in doubt")
     options = parser.parse_args()
     samples = Samples()
     fresh = list(samples.many(options.instances))
@@ -123,14 +144,14 @@ def main() -> int:
         for at in range(options.mails)
     ]
     with Orthanc() as orthanc, Daemon({"pacs": (orthanc.title, orthanc.port)}) as daemon:
-        soak = Soak(daemon, orthanc, mails)
+        soak = Soak(daemon, orthanc, mails, pause=options.pause)
         began = time.monotonic()
         with ThreadPoolExecutor(options.connections) as senders:
             killer = threading.Thread(target=soak.kill, args=(options.kills, random.Random(options.seed)))
             killer.start()
             list(senders.map(soak.send, range(len(mails))))
             killer.join()
-        settled = soak.settle(300)
+        settled = soak.settle(300, hurry=options.hurry)
         wrong = soak.verdicts() + ([] if settled else ["not everything was settled within 300 s"])
         print(
             f"seed {options.seed}: {len(soak.acknowledged)} mails acknowledged ({soak.retries} tries in vain), "

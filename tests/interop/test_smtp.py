@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from door import CERTIFICATE, client_tls, open_door
+from door import certificate, client_tls, open_door
 from peer import Start, program, wait_until
 from postfix import Postfix
 from swaks import swaks
@@ -97,7 +97,7 @@ async def test_openssl_verifies_the_certificate_and_speaks_tls(tmp_path: Path, i
     """The newest protocol, and a certificate for the right name."""
     async with open_door(tmp_path / "d", implicit_tls=True) as (door, _):
         port = door.addresses[implicit][1]
-        command = [program("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", str(CERTIFICATE)]
+        command = [program("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", str(certificate())]
         command += ["-verify_return_error", "-verify_hostname", "gw.example", "-crlf", "-ign_eof"]
         command += [] if implicit else ["-starttls", "smtp"]
         words = b"EHLO client.test\nQUIT\n"

@@ -103,6 +103,7 @@ class Daemon(Peer):
         assert self.process is not None
         code = self.process.wait(seconds)
         self.process = None
+        self.stop()
         return code
 
     # What a sender does

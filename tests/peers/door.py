@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
+import shutil
 import ssl
+import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from peer import program
 
 from gateway.edges.smtp import Deadlines, Limits, SmtpDoor
 from gateway.errors import LowDiskError
 from gateway.ledger.spool import Draft
 from gateway.model import Digest, Envelope
 
-CERTIFICATE = Path(__file__).with_name("door.pem")
 PATIENCE = 20
 """Seconds after which a test gives up on an answer. Nothing should ever take that long."""
 
@@ -27,13 +33,27 @@ PATIENCE = 20
 def server_tls() -> ssl.SSLContext:
     """The door's certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
+    context.load_cert_chain(certificate())
     return context
+
+
+@cache
+def certificate() -> Path:
+    """A key and a certificate for the door in one file, made anew for each run: no key lies in the project."""
+    folder = Path(tempfile.mkdtemp(prefix="door-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    command = [program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-keyout", "key.pem", "-out", "certificate.pem", "-days", "2", "-subj", "/CN=gw.example"]
+    command += ["-addext", "subjectAltName=DNS:gw.example,IP:127.0.0.1"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    both = folder / "door.pem"
+    both.write_bytes((folder / "key.pem").read_bytes() + (folder / "certificate.pem").read_bytes())
+    return both
 
 
 def client_tls() -> ssl.SSLContext:
     """A peer that trusts the door's certificate."""
-    return ssl.create_default_context(cafile=str(CERTIFICATE))
+    return ssl.create_default_context(cafile=str(certificate()))
 
 
 @dataclass
@@ -66,9 +86,6 @@ class Behind:
     gate: asyncio.Event | None = None
     taken: list[Taken] = field(default_factory=list)
     begun: int = 0
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir(exist_ok=True)
 
     def admits(self, recipient: str) -> bool:
         self._fail("admits")
@@ -169,6 +186,7 @@ async def open_door(
     **limits: Any,
 ) -> AsyncIterator[tuple[SmtpDoor, Behind]]:
     """A door that is open, and the gateway behind it."""
+    folder.mkdir(exist_ok=True)
     behind = Behind(folder)
     networks = None if allow is None else [ip_network(network) for network in allow]
     settings = SimpleNamespace(

@@ -42,7 +42,7 @@ class Reader:
         self.meanwhile()
         if isinstance(self.answer, Exception):
             raise self.answer
-        out.write_bytes(b"d" * 1000)  # noqa: ASYNC240  a stand-in for another process
+        out.write_bytes(b"d" * 1000)
         return self.answer
 
 

@@ -211,3 +211,13 @@ def test_mail_of_a_mailbox_takes_the_routes_of_that_mailbox() -> None:
 def test_only_the_star_has_a_meaning(pattern: str, address: str, expected: bool) -> None:
     """Brackets and question marks are legal in addresses."""
     assert matches(pattern, address) is expected
+
+
+def test_a_recipient_without_a_route_beside_one_with_is_counted() -> None:
+    """Its mail goes where it may, and the story says that one recipient gets nothing (SMTP-16)."""
+    route = Route("in", "clinic-a", "pacs@gw.example", None, ("pacs",), urgent=False, late=timedelta(minutes=15))
+    routes = (route, replace(route, sender="x", to="b@gw.example"))
+    book = Book((Partner("clinic-a", "dicom@clinic-a.example"),), routes, ())
+    envelope = Envelope("smtp", "", ("pacs@gw.example", "b@gw.example"), "192.0.2.1")
+    found = decide(book, envelope, Header(("dicom@clinic-a.example",), 1, None, 0), "gw.example")
+    assert (found.astray, found.destinations) == (1, ("pacs",))
