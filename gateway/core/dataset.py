@@ -444,6 +444,28 @@ class _Locate(_Walk):
     def _hurry(self, level: _Level) -> None:
         if len(self._stack) > 1:
             super()._hurry(level)
+            return
+        self._end()
+        # In groups before that of the next tag in order nothing can lie between two elements.
+        group = self._ahead[-1] >> 16 if self._ahead else _BEHIND_ALL
+        buffer, stops, explicit = self._buffer, self._stops, level.explicit
+        at = self._at - self._base
+        try:
+            while at < len(buffer):
+                if explicit:
+                    tag, vr, length = _EXPLICIT_HEAD(buffer, at)
+                    if vr not in _SHORT:
+                        break
+                else:
+                    tag, length = _IMPLICIT_HEAD(buffer, at)
+                    if length == UNDEFINED or buffer.startswith(_ITEM_BYTES, at + 8):
+                        break
+                if tag & 0xFFFF >= group or tag in stops:
+                    break
+                at += 8 + length
+        except struct.error:
+            pass  # an element that the buffer holds in part
+        self._at = self._base + at
 
     def _element(self, level: _Level) -> bool:
         start, top = self._at, len(self._stack) == 1
@@ -468,8 +490,11 @@ class _Locate(_Walk):
 
     def _pass(self, tag: int) -> None:
         """Note that the element before ends here, and that elements before this one would lie here."""
+        self._end()
+        while self._ahead and self._ahead[-1] < tag:
+            self._chart.gaps[self._ahead.pop()] = self._at
+
+    def _end(self) -> None:
         if self._open is not None:
             self._open.end = self._at
             self._open = None
-        while self._ahead and self._ahead[-1] < tag:
-            self._chart.gaps[self._ahead.pop()] = self._at
