@@ -237,7 +237,7 @@ def decode(value: bytes, character_set: bytes) -> str | None:
 def _codec(term: str) -> str | None:
     term = term.strip(" \0").upper()
     number = _DEFINED_TERM.fullmatch(term)
-    # QUIRK: ISO-IR 100 and IR 100 for ISO_IR 100; only the number tells.
+    # QUIRK: consoles that write ISO-IR 100 or IR 100 for ISO_IR 100; only the number tells.
     return _SETS.get(f"ISO_IR {number[1]}" if number else term)
 
 
