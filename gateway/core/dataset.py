@@ -189,8 +189,8 @@ def walk(
         start: Offset of its first element.
         transfer_syntax: What its bytes are in. Every syntax that is not named here is Explicit VR Little Endian.
         wanted: Tags whose values are picked.
-        nested: Pick them in items, too. With ``ITEM`` among the wanted, each sequence and each of its items leaves a mark
-            of its own before what is in it: an empty value, for an item at the depth of its content.
+        nested: Pick them in items, too. With ``ITEM`` among the wanted, each sequence and each of its items leaves a
+            mark before what is in it: an empty value, for an item at the depth of its content.
         deepest: The depth beyond which nothing is picked.
         until: The walk may end before the first element of the data set itself that has a higher tag. It does so before
             one that is wanted, or is not an ordinary one.
