@@ -174,7 +174,6 @@ LEAVES: Final[dict[str, tuple[Key, ...]]] = {
         Key(0x00700081, b"LO"),
         Key(0x00700084, b"PN"),
     ),
-    "ANNOTATION": _DATED_CONTENT,  # F.5.47
     PRIVATE: (),  # F.5.15
 }
 """The keys of each type of record that references a file, beside those all of them have (DIR-5)."""
@@ -205,11 +204,12 @@ _BY_TYPE: Final = {
     "SURFACE SCAN": "68.1 68.2",
     "TRACT": "66.6",
     "ASSESSMENT": "90.1",
-    "ANNOTATION": "91.1",
     "RADIOTHERAPY": "481.10 481.11 481.12 481.13 481.14 481.15 481.16 481.17 481.18 481.19 481.20 481.21 481.22 481.25",
     "PLAN": "200.1 200.2 200.3 200.7 200.8",
-    # Standalone overlays, curves and tables had records of their own, all retired (DIR-7). An Inventory has none.
-    PRIVATE: "8 9 10 11 129 201.1",
+    # Standalone overlays, curves and tables had records of their own, all retired (DIR-7).
+    # QUIRK: bulk annotations and inventories are younger than most readers of directories: pydicom 3.0 refuses the
+    # whole directory for one record of type ANNOTATION. A private record only says where the file is.
+    PRIVATE: "8 9 10 11 129 91.1 201.1",
     # CR, DX, MG, IO, CT, US, MR, NM, SC, XA, RF, X-ray 3D, OCT, SEG, VL, PET, RT Image and their like.
     IMAGE: "1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 2 2.1 2.2 3 3.1 4 4.1 4.3 4.4 5 6 6.1 6.2 6.3 7 7.1 7.2 7.3 7.4 12.1 12.1.1"
     " 12.2 12.2.1 12.3 13.1.1 13.1.2 13.1.3 13.1.4 13.1.5 14.1 14.2 20 30 66.4 66.7 77.1 77.2 77.1.1 77.1.1.1 77.1.2"
