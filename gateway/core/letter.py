@@ -58,8 +58,14 @@ ZIP_NAME: Final = "DICOM.ZIP"
 LINE: Final = 57
 """Bytes that a line of base64 holds (RFC 2045 §6.8)."""
 
-BLOCK: Final = LINE << 14
-"""Bytes that are read and encoded at once: whole lines."""
+CHUNK: Final = LINE << 9
+"""Bytes that are encoded at once: whole lines, and few enough for all of it to stay near the processor."""
+
+BLOCK: Final = CHUNK << 4
+"""Bytes that are read at once."""
+
+_LINES: Final = Struct("76s" * (CHUNK // LINE))
+"""Cuts the text of a chunk into lines: three times as fast as a library's own line ends, exchanged for CRLF."""
 
 _PLACEHOLDER: Final = re.compile("{(" + "|".join(PLACEHOLDERS) + ")}")
 _NEEDS_ENCODING: Final = re.compile(r"[^\n\t -~]|^From |[ \t]$|^[^\n]{79}", re.MULTILINE)
@@ -368,8 +374,13 @@ class _Base64:
         self._rest = b""
 
     def _lines(self, block: bytes | memoryview) -> None:
-        if block:
-            self._out.write(pybase64.encodebytes(block).replace(b"\n", b"\r\n"))
+        for at in range(0, len(block), CHUNK):
+            chunk = block[at : at + CHUNK]
+            if len(chunk) == CHUNK:
+                text = b"\r\n".join((*_LINES.unpack(pybase64.b64encode(chunk)), b""))
+            else:
+                text = pybase64.encodebytes(chunk).replace(b"\n", b"\r\n")
+            self._out.write(text)
 
 
 def blocks(span: Span) -> Iterator[bytes]:
