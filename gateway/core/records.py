@@ -209,7 +209,7 @@ _BY_TYPE: Final = {
     # Standalone overlays, curves and tables had records of their own, all retired (DIR-7).
     # QUIRK: bulk annotations and inventories are younger than most readers of directories: pydicom 3.0 refuses the
     # whole directory for one record of type ANNOTATION. A private record only says where the file is.
-    PRIVATE: "8 9 10 11 129 91.1 201.1",
+    PRIVATE: "8 9 10 11 129 91.1 201.1 501.3",
     # CR, DX, MG, IO, CT, US, MR, NM, SC, XA, RF, X-ray 3D, OCT, SEG, VL, PET, RT Image and their like.
     IMAGE: "1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 2 2.1 2.2 3 3.1 4 4.1 4.3 4.4 5 6 6.1 6.2 6.3 7 7.1 7.2 7.3 7.4 12.1 12.1.1"
     " 12.2 12.2.1 12.3 13.1.1 13.1.2 13.1.3 13.1.4 13.1.5 14.1 14.2 20 30 66.4 66.7 77.1 77.2 77.1.1 77.1.1.1 77.1.2"
