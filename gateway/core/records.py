@@ -19,6 +19,7 @@ class Key:
         type: ``1`` always with a value, ``1C`` when the object has one, ``2`` empty when the object has none.
         supplied: For type 1, the value of an object that has none (DIR-9). ASCII.
         instead: Tags whose value may stand in before that.
+        inside: A sequence whose items hold it; the greatest value is taken.
     """
 
     tag: int
@@ -26,6 +27,7 @@ class Key:
     type: str = "2"
     supplied: bytes = b""
     instead: tuple[int, ...] = ()
+    inside: int = 0
 
 
 CHARACTER_SET: Final = 0x00080005
@@ -40,6 +42,8 @@ COLUMNS: Final = 0x00280011
 CONTENT_SEQUENCE: Final = 0x0040A730
 CONCEPT_NAME: Final = 0x0040A043
 RELATIONSHIP: Final = 0x0040A010
+
+VERIFYING_OBSERVERS: Final = 0x0040A073
 
 _NO_DATE: Final = b"19000101"
 _NO_TIME: Final = b"000000"
@@ -108,7 +112,7 @@ LEAVES: Final[dict[str, tuple[Key, ...]]] = {
         *_DATED,
         Key(0x0040A491, b"CS", "1", b"PARTIAL"),
         Key(0x0040A493, b"CS", "1", b"UNVERIFIED"),
-        Key(0x0040A030, b"DT", "1C"),
+        Key(0x0040A030, b"DT", "1C", inside=VERIFYING_OBSERVERS),  # the most recent verification
         _CONCEPT,
         Key(CONTENT_SEQUENCE, b"SQ", "1C"),
     ),

@@ -142,8 +142,14 @@ def test_keys_are_copied_from_every_syntax(syntax: str, tmp_path: Path) -> None:
             tell(0x00081030, "LO", "Schädel".encode("latin-1")),
             tell(0x00100010, "PN", "Müller^Jörg".encode("latin-1")),
             tell(0x00401101, "SQ", coded("astray")),
-            tell(0x0040A030, "DT", b"20260102"),
             tell(0x0040A043, "SQ", coded("title")),
+            tell(
+                0x0040A073,
+                "SQ",
+                item(tell(0x0040A030, "DT", b"20260101"), order=order)
+                + item(tell(0x0040A030, "DT", b"20260102"), order=order)
+                + item(order=order),
+            ),
             tell(0x0040A491, "CS", b"COMPLETE"),
             tell(0x0040A730, "SQ", content("CONTAINS", "body") + content("HAS CONCEPT MOD", "in German")),
             tell(0x7FE00010, "OW", b"\0\0"),

@@ -174,7 +174,7 @@ def test_our_own_text_says_what_a_reader_needs(tmp_path: Path) -> None:
     files = file_set(tmp_path, 1, 2)
     text = text_of(files, replace(LETTER, part=2, parts=3))
     assert "message 2 of 3" in text
-    assert "2 DICOM files" in text
+    assert "DICOM files in it: 2" in text
     assert "may follow" in text
     assert "call +49 1" in text
     assert "call" not in text_of(files, replace(LETTER, phone=""))
