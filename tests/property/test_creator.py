@@ -11,13 +11,26 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.core import letter, partial
+from gateway.core import dicomdir, letter, part10, partial, records
 from gateway.core.creator import Capacity, fragments, plan, write_piece
-from gateway.core.directory import Entry, Member, describe
+from gateway.core.dataset import Stored
+from gateway.core.directory import Entry, FileSet, Member, Tally, describe, encode, size_of
 from gateway.core.letter import Letter
 from gateway.core.reader import Rules, read
 from gateway.model import Reading, Span
-from tests.samples import BIG_ENDIAN, CT, DEFLATED, EXPLICIT, IMPLICIT, content, data_set, dicom_file, element, meta
+from tests.samples import (
+    BIG_ENDIAN,
+    CT,
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    content,
+    data_set,
+    dicom_file,
+    element,
+    item,
+    meta,
+)
 
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 RULES = Rules(parts=100, depth=8, header=1 << 16, instance=1 << 24, unpacked=1 << 24, ratio=2000)
@@ -118,3 +131,36 @@ def test_pieces_join_to_the_message(size: int, one: Letter, limit: int) -> None:
             spans.append(Span(cut, 0, piece.size))
         with (folder / "joined").open("w+b") as out:
             assert content(partial.join(spans, 1 << 16, out)) == path.read_bytes()
+
+
+@relaxed
+@given(
+    cut=st.integers(0, 400),
+    flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6),
+    sop_class=st.sampled_from(sorted(records.TYPES)) | st.just("1.2.3"),
+    syntax=st.sampled_from([EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED]),
+)
+def test_no_header_breaks_a_directory(cut: int, flips: list[tuple[int, int]], sop_class: str, syntax: str) -> None:
+    """DIR-9, AMB-10: whatever an object says, its DICOMDIR parses and names it, and its size was known."""
+    encoding = EXPLICIT if syntax == DEFLATED else syntax
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    code = item(element(0x00080100, "SH", "1", encoding), order=order)
+    more = b"".join(
+        element(tag, "SQ", code, encoding) for tag in (0x00081115, 0x0040A043, 0x0040A073, 0x0040A730, 0x0072000C)
+    )
+    whole = bytearray(dicom_file(data_set(syntax=encoding, more=more), meta(syntax=syntax), syntax=syntax))
+    start = 132 + len(meta(syntax=syntax))
+    for place, value in flips:
+        whole[start + place % (len(whole) - start)] = value
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "object"
+        path.write_bytes(whole)
+        span = Span(path, 0, max(len(whole) - cut, start))
+        described = describe(Member(sop_class, "1.2.3.4", "1.2.3", "1.2.3.1", syntax, span, start))
+        index = encode(FileSet((described,)), "2.25." + "1" * 39)
+    tally = Tally()
+    tally.add(described)
+    assert size_of(tally) == len(index)
+    source = Stored(lambda at, size: index[at : at + size], index, len(index))
+    (reference,) = dicomdir.read(source, part10.read_meta(index).data_set, EXPLICIT)
+    assert reference == dicomdir.Reference("IM000001", "1.2.3.4")
