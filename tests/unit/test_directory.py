@@ -141,7 +141,7 @@ def test_keys_are_copied_from_every_syntax(syntax: str, tmp_path: Path) -> None:
             tell(0x00080020, "DA", b"20260102"),
             tell(0x00081030, "LO", "Schädel".encode("latin-1")),
             tell(0x00100010, "PN", "Müller^Jörg".encode("latin-1")),
-            tell(0x00401101, "SQ", coded("astray")),
+            tell(0x00401101, "SQ", item(tell(0x00080050, "SH", b"ASTRAY"), order=order)),
             tell(0x0040A043, "SQ", coded("title")),
             tell(
                 0x0040A073,
@@ -159,6 +159,7 @@ def test_keys_are_copied_from_every_syntax(syntax: str, tmp_path: Path) -> None:
     assert all(record.SpecificCharacterSet == "ISO_IR 100" for record in (patient, study, series, document))
     assert patient.PatientName == "Müller^Jörg"
     assert (study.StudyDescription, study.StudyDate) == ("Schädel", "20260102")
+    assert study["AccessionNumber"].is_empty  # the one it has lies in a sequence
     assert series.SeriesInstanceUID == "1.2.3.1"
     assert document.DirectoryRecordType == "SR DOCUMENT"
     assert (document.CompletionFlag, document.VerificationFlag) == ("COMPLETE", "UNVERIFIED")

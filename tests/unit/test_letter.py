@@ -137,6 +137,7 @@ def test_a_zip_holds_the_file_set(tmp_path: Path) -> None:
     assert part["Content-Disposition"] == 'attachment; filename="DICOM.ZIP"'
     with zipfile.ZipFile(io.BytesIO(content(part))) as archive:
         assert archive.testzip() is None
+        assert {(info.flag_bits, info.compress_type) for info in archive.infolist()} == {(0, zipfile.ZIP_STORED)}
         assert archive.namelist() == ["DICOMDIR", "IM000001", "IM000002", "IM000003", "IM000004"]
         assert archive.read("IM000003") == files.entries[2].member.file.path.read_bytes()
         assert archive.read("DICOMDIR") == directory.encode(files, letter.file_set_uid(LETTER))
