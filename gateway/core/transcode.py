@@ -22,7 +22,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset, write_file_meta_info
-from pydicom.pixels import as_pixel_options, get_decoder
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import as_pixel_options
 from pydicom.uid import UID
 
 from gateway.core import dataset
@@ -261,7 +262,7 @@ class _Transcoding:
         meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
         meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
         self._sink.write(bytes(128) + b"DICM")
-        write_file_meta_info(self._sink, meta)
+        write_file_meta_info(DicomIO(self._sink), meta)
         return self._sink.tell()
 
     def _write(self, part: Dataset) -> None:
@@ -327,9 +328,10 @@ class _Transcoding:
     def _frames(self, head: Dataset) -> Iterator[tuple[np.ndarray[Any, Any], dict[str, str | int]]]:
         """Decode one frame after another, and go on behind them."""
         start = self._part.tell()
+        part: Any = self._part
         options = as_pixel_options(head, pixel_keyword="PixelData", pixel_vr="OB")
         try:
-            yield from get_decoder(self._syntax).iter_array(self._part, raw=True, **options)
+            yield from get_decoder(self._syntax).iter_array(part, raw=True, **options)
         except MemoryError:
             raise
         except Exception:  # noqa: BLE001  decoders raise what they like
@@ -373,7 +375,7 @@ def _items(part: Dataset) -> Iterator[Dataset]:
     """Go over a data set and all items in it. Sequences are read on the way, so a nested compressed icon is seen."""
     yield part
     for tag in list(part.keys()):
-        element = part.get_item(tag)
+        element: Any = part.get_item(tag)
         if element.VR == "SQ" or (element.VR is None and part[tag].VR == "SQ"):
             for item in part[tag].value:
                 yield from _items(item)
