@@ -250,7 +250,7 @@ def _may_belong(row: Row[Any], piece: Piece) -> bool:
 
 def _is_open(row: Row[Any]) -> bool:
     unread = row.outcome == Outcome.WAITING and row.stage == Stage.RECEIVE
-    return bool(unread or row.count != row.total)
+    return bool(unread or row.count != row.total or row.code == CONFLICT)
 
 
 def _excess(connection: Connection, piece: Piece, place: Row[Any] | None, caps: Caps) -> str | None:
