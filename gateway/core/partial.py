@@ -37,14 +37,20 @@ def join(fragments: Sequence[Span], header_limit: int, out: BinaryIO) -> Span:
         OSError: A fragment cannot be read, or the disk does not take the message.
     """
     start = out.seek(0, os.SEEK_END)
+    outer, inner, merged = b"", b"", False
     for number, fragment in enumerate(fragments, 1):
+        last = number == len(fragments)
         with fragment.path.open("rb", buffering=0) as file:
             block, body = _header(file, fragment.start, fragment.end, header_limit)
-            if number == 1:
-                inner, body = _header(file, body, fragment.end, header_limit)
-                out.write(merge(block, inner))
-            last = number == len(fragments)
-            _copy(file, body, fragment.end, out, seam=not last)
+            outer = outer or block
+            if not merged:
+                more, body = _inner_header(file, body, fragment.end, header_limit - len(inner))
+                inner += more
+                if body is None and not last:
+                    continue  # cut inside the header: it goes on in the next one
+                out.write(merge(outer, inner))
+                merged = True
+            _copy(file, fragment.end if body is None else body, fragment.end, out, seam=not last)
     out.flush()
     return Span(Path(out.name), start, out.tell())
 
@@ -79,6 +85,13 @@ def _header(file: BinaryIO, start: int, end: int, limit: int) -> tuple[bytes, in
     elif chunk.startswith(b"\n", size):
         body += 1
     return chunk[:size], start + body
+
+
+def _inner_header(file: BinaryIO, start: int, end: int, limit: int) -> tuple[bytes, int | None]:
+    """Read what a fragment holds of the header of the message in it; None for where its body begins: not in here."""
+    block, body = _header(file, start, end, limit)
+    ended = body < end or body > start + len(block)
+    return block, body if ended else None
 
 
 def _copy(file: BinaryIO, start: int, end: int, out: BinaryIO, *, seam: bool) -> None:
