@@ -44,13 +44,14 @@ def join(fragments: Sequence[Span], header_limit: int, out: BinaryIO) -> Span:
             block, body = _header(file, fragment.start, fragment.end, header_limit)
             outer = outer or block
             if not merged:
-                more, body = _inner_header(file, body, fragment.end, header_limit - len(inner))
+                begun = body
+                more, body = _header(file, begun, fragment.end, header_limit - len(inner))
                 inner += more
-                if body is None and not last:
+                if body == begun + len(more) == fragment.end and not last:
                     continue  # cut inside the header: it goes on in the next one
                 out.write(merge(outer, inner))
                 merged = True
-            _copy(file, fragment.end if body is None else body, fragment.end, out, seam=not last)
+            _copy(file, body, fragment.end, out, seam=not last)
     out.flush()
     return Span(Path(out.name), start, out.tell())
 
@@ -85,13 +86,6 @@ def _header(file: BinaryIO, start: int, end: int, limit: int) -> tuple[bytes, in
     elif chunk.startswith(b"\n", size):
         body += 1
     return chunk[:size], start + body
-
-
-def _inner_header(file: BinaryIO, start: int, end: int, limit: int) -> tuple[bytes, int | None]:
-    """Read what a fragment holds of the header of the message in it; None for where its body begins: not in here."""
-    block, body = _header(file, start, end, limit)
-    ended = body < end or body > start + len(block)
-    return block, body if ended else None
 
 
 def _copy(file: BinaryIO, start: int, end: int, out: BinaryIO, *, seam: bool) -> None:

@@ -345,7 +345,11 @@ def _follow(connection: Connection, key: str, top: str, now: datetime) -> None:
 
 
 def _wake(connection: Connection, place: Row[Any], now: datetime) -> None:
-    """Have the lead looked at; a set that was waited for in vain is waited for again."""
+    """Have the lead looked at; a set that was waited for in vain is waited for again.
+
+    Stops of the gateway in the days of waiting say nothing of what is read when all came, so they do not count.
+    """
+    connection.execute(update(message).where(message.c.id == place.top).values(crashes=0, tries=0))
     if place.outcome == Outcome.HELD and place.code == INCOMPLETE:
         whole = or_(message.c.id == place.top, message.c.duplicate_of == place.top)
         connection.execute(update(message).where(whole).values(outcome=Outcome.WAITING, code=None, closed_at=None))

@@ -280,7 +280,7 @@ class Receive:
         row = await self.ledger.read(lambda c: messages.get(c, key))
         if row is None or row.outcome is not Outcome.WAITING or row.stage is not Stage.RECEIVE or row.duplicate_of:
             return None
-        if row.crashes >= POISON:
+        if row.crashes >= POISON and not await self._waits_for_others(key):
             await self._hold(key, "poison", f"the gateway stopped {row.crashes} times while reading it")
             return None
         await self._step_back()
@@ -288,6 +288,11 @@ class Receive:
             return await self._receive(row)
         except Exception as error:  # noqa: BLE001  nobody foresaw it: it counts, and the third time a person is told
             return await self._failed(row, error)
+
+    async def _waits_for_others(self, key: str) -> bool:
+        """Whether a message is a fragment whose set is not complete: nothing of it is opened, so it is no poison."""
+        how = await self.ledger.read(lambda c: fragments.standing(c, key))
+        return how is not None and not how.complete
 
     def _bustle(self) -> None:
         self._quiet.clear()

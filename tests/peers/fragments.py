@@ -1,4 +1,4 @@
-"""Messages cut into message/partial, and RECEIVE with the real reader on a ledger and a spool, under a clock of its own."""
+"""Messages cut into message/partial, and RECEIVE with the real reader, under a clock of its own."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_a_standing_is_one_clause(standing: Standing, text: str) -> None:
 
 
 async def test_what_a_real_program_cut_comes_out_whole(gateway: Gateway) -> None:
-    """mpack through Postfix, as it arrived, and backwards (R10)."""
+    """Cut by mpack and carried by Postfix, as it arrived, and backwards (R10)."""
     root = corpus()
     if root is None:
         pytest.skip("the corpus of real files is not beside the project")
@@ -411,7 +411,7 @@ async def test_a_sender_may_have_only_so_much_that_waits(gateway: Gateway, monke
 
 async def test_a_header_that_grows_over_the_limit_is_held(gateway: Gateway) -> None:
     """A clear code, at once (MIM limits)."""
-    text = ROUTES.replace("[limits]", "[limits]\nheader = \"4 KB\"")
+    text = ROUTES.replace("[limits]", '[limits]\nheader = "4 KB"')
     gateway.receive.reload(configuration(gateway.folder, text))
     long = b"".join(b"X-%d: y\r\n" % n for n in range(600)) + WHOLE
     key, _ = await send(gateway, *cut(long, [601]))
@@ -475,6 +475,27 @@ async def test_a_stop_at_any_step_loses_nothing_and_joins_once(
         await gateway.work()
     assert await gateway.files() == [("pacs", ONE), ("pacs", TWO)]
     assert (await gateway.proven())["in"] == 4
+
+
+async def test_a_set_that_waits_is_not_blamed_for_stops(gateway: Gateway) -> None:
+    """Nothing of it is opened while it waits; the whole starts with a clean slate and may be poison itself (R27)."""
+    one, two = cut(WHOLE, [LINES // 2])
+    [key] = await send(gateway, one)
+    for _ in range(receiving.POISON):
+        await gateway.ledger.write(lambda c: messages.count_crashes(c, [key], gateway.now))
+    await gateway.receive.look(key)
+    assert await gateway.state(key) == ("waiting", "fragment-waiting")
+    second = await gateway.accept(two)
+    await gateway.receive.look(second)
+    row = await gateway.ledger.read(lambda c: messages.get(c, key))
+    assert row is not None
+    assert row.crashes == 0
+    for _ in range(receiving.POISON):
+        await gateway.ledger.write(lambda c: messages.count_crashes(c, [key], gateway.now))
+    await gateway.receive.look(key)
+    assert await gateway.state(key) == await gateway.state(second) == ("held", "poison")
+    await act(gateway, "release", key)
+    assert await gateway.files() == [("pacs", ONE), ("pacs", TWO)]
 
 
 async def test_losing_every_ticket_loses_no_set(gateway: Gateway) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_a_cut_inside_the_header_of_the_whole_is_mended(tmp_path: Path) -> None:
     lines = [*(head + b"\r\n").splitlines(keepends=True), b"\r\n", body]
     for bounds in ([1], [len(lines) - 2], [len(lines) - 1], [1, 2, 4]):
         starts = [0, *bounds, len(lines)]
-        pieces = [b"".join(lines[a:b]) for a, b in zip(starts, starts[1:], strict=False)]
+        pieces = [b"".join(lines[a:b]) for a, b in pairwise(starts)]
         outers = (OUTER.format(n=n, total=len(pieces)).encode() for n in range(1, len(pieces) + 1))
         message = joined(tmp_path, *(outer + piece for outer, piece in zip(outers, pieces, strict=True)))
         assert message == merge(OUTER.format(n=1, total=len(pieces)).encode(), head + b"\r\n") + body
