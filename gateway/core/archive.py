@@ -18,6 +18,7 @@ from gateway.core.header import printable
 
 ZIP: Final = "zip"
 GZIP: Final = "gzip"
+TNEF: Final = "tnef"
 OTHER: Final = "other"
 
 BLOCK: Final = 1 << 20
@@ -34,6 +35,9 @@ DIRECTORY_LIMIT: Final = 16 << 20
 
 NAME_LIMIT: Final = 255
 """Characters of a member's name with its folders."""
+
+TNEF_SIGNATURE: Final = b"\x78\x9f\x3e\x22"
+"""MS-OXTNEF 2.1.3.1; what follows it is opened by ``tnef``."""
 
 _ISO_AT: Final = 0x8001
 _OTHERS: Final = (b"Rar!\x1a\x07", b"7z\xbc\xaf\x27\x1c", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"MSCF")
@@ -87,6 +91,8 @@ def kind(first: bytes) -> str | None:
         return ZIP
     if first.startswith(b"\x1f\x8b\x08"):
         return GZIP
+    if first.startswith(TNEF_SIGNATURE):
+        return TNEF
     if first.startswith(_OTHERS) or first[_ISO_AT : _ISO_AT + 5] == b"CD001":
         return OTHER
     return None

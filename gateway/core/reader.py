@@ -18,7 +18,7 @@ from typing import IO, BinaryIO, Final
 
 import pybase64
 
-from gateway.core import archive, dicomdir, mime, part10, report, transfer, uu
+from gateway.core import archive, dicomdir, mime, part10, report, tnef, transfer, uu
 from gateway.core.dataset import Problem, Stored
 from gateway.core.findings import finding
 from gateway.core.mime import Part
@@ -223,6 +223,8 @@ class _Reader:
                 self._dicom(leaf, first, blocks)
             elif kind := archive.kind(first):
                 self._archive(kind, leaf, first, blocks)
+            elif leaf.type in tnef.TYPES:
+                raise Problem("damaged-archive")  # noqa: TRY301  one place for all that cannot be used
             elif leaf.type in mime.MESSAGES:
                 self._message(leaf, first, blocks)
             elif self._rules.uuencode and leaf.type == "text/plain":
@@ -256,7 +258,7 @@ class _Reader:
         meta = part10.read_meta(first)
         span, digests = self._write(meta.data_set, first, blocks)
         source = Stored(self._out.reader(start), first, span.size)
-        judged = part10.judge(meta, source, self._budget.limit(span.size))
+        judged = part10.judge(meta, source, span.size, self._budget.limit(span.size))
         if judged.is_directory:
             self._directory(leaf, judged, source)
             self._out.drop(start)
@@ -315,7 +317,7 @@ class _Reader:
         if meta.data_set:
             digests = self._hash_again(meta.data_set, source, span.size)
         self._findings.append(finding("bare-data-set-taken", leaf.section))
-        self._keep(leaf, part10.judge(meta, source, self._budget.limit(span.size)), span, digests)
+        self._keep(leaf, part10.judge(meta, source, span.size, self._budget.limit(span.size)), span, digests)
 
     def _hash_again(self, data_set: int, source: Stored, size: int) -> Digests:
         """Hash a file whose data set was not known to begin where it does."""
@@ -337,18 +339,20 @@ class _Reader:
         try:
             with tempfile.TemporaryFile(dir=self._out.path.parent) as scratch:
                 size = _spool(scratch, first, blocks)
-                if kind == archive.ZIP:
-                    most = self._rules.parts - self._leaves
-                    members = archive.unzip(scratch, self._budget, most)
-                else:
-                    unpacked = archive.gunzip(_reread(scratch), self._budget)
-                    members = iter((archive.Member("content", unpacked),))
-                for member in members:
+                for member in self._members(kind, scratch):
                     self._member(leaf, member)
             if not self._dicom_seen and not self._findings_in(leaf):
                 self._others[listed:] = [OtherPart(leaf.section, leaf.type, size)]
         finally:
             self._dicom_seen = self._dicom_seen or seen
+
+    def _members(self, kind: str, scratch: IO[bytes]) -> Iterator[archive.Member]:
+        most = self._rules.parts - self._leaves
+        if kind == archive.ZIP:
+            return archive.unzip(scratch, self._budget, most)
+        if kind == archive.TNEF:
+            return tnef.unpack(scratch, self._budget, most)
+        return iter((archive.Member("content", archive.gunzip(_reread(scratch), self._budget)),))
 
     def _findings_in(self, leaf: _Leaf) -> bool:
         return any(found.where.startswith(leaf.section + "!") for found in self._findings)

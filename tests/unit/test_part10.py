@@ -14,7 +14,7 @@ from tests.samples import CT, DEFLATED, DIRECTORY, IMPLICIT, data_set, dicom_fil
 def judged(file: bytes) -> part10.Judged:
     """Judge a whole file."""
     source = Stored(lambda offset, size: file[offset : offset + size], file, len(file))
-    return part10.judge(part10.read_meta(file), source, 1 << 24)
+    return part10.judge(part10.read_meta(file), source, len(file), 1 << 24)
 
 
 def test_a_proper_file_has_nothing_to_remark() -> None:
