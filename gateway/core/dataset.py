@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from struct import Struct
 from typing import Final, Protocol
 
@@ -186,6 +187,14 @@ def walk(source: Source, start: int, transfer_syntax: str, wanted: frozenset[int
     return _Walk(source, start, transfer_syntax, wanted, nested=nested).run()
 
 
+@lru_cache(maxsize=8)
+def _as_read(wanted: frozenset[int]) -> tuple[dict[int, int], frozenset[int]]:
+    """Return wanted tags, and those with them that need a closer look, as one little endian number reads a tag."""
+    picks = {(tag & 0xFFFF) << 16 | tag >> 16: tag for tag in wanted}
+    closer = ((tag & 0xFFFF) << 16 | tag >> 16 for tag in (_ITEM, _ITEM_END, _SEQUENCE_END, _PIXEL_DATA, 0))
+    return picks, frozenset((*picks, *closer))
+
+
 class _Walk:
     def __init__(self, source: Source, start: int, syntax: str, wanted: frozenset[int], *, nested: bool) -> None:
         order = ">" if syntax == BIG_ENDIAN else "<"
@@ -196,10 +205,7 @@ class _Walk:
         self._source = source
         self._at = start
         self._wanted = wanted
-        # The same tags, and those that need a closer look, as one little endian number reads them.
-        self._stops = frozenset(
-            (tag & 0xFFFF) << 16 | tag >> 16 for tag in (*wanted, _ITEM, _ITEM_END, _SEQUENCE_END, 0)
-        )
+        self._picks, self._stops = _as_read(wanted)
         self._nested = nested
         explicit = syntax not in (IMPLICIT, GE_IMPLICIT)
         self._stack = [_Level(_DATA_SET, -1, _ENDLESS, explicit)]
@@ -238,20 +244,24 @@ class _Walk:
 
     def _hurry(self, level: _Level) -> None:
         """Go over ordinary elements: nearly all of them, thus as few steps as can be."""
-        buffer, stops = self._buffer, self._stops
+        buffer, stops, at_once = self._buffer, self._stops, self._nested or len(self._stack) == 1
         at = self._at - self._base
         end = min(level.limit - self._base, len(buffer))
         try:
             if level.explicit:
                 while at < end:
                     tag, vr, length = _EXPLICIT_HEAD(buffer, at)
-                    if vr not in _SHORT or tag in stops:
+                    if vr not in _SHORT:
+                        break
+                    if tag in stops and not (at_once and self._pick(tag, at + 8, length)):
                         break
                     at += 8 + length
             else:
                 while at < end:
                     tag, length = _IMPLICIT_HEAD(buffer, at)
-                    if length == _UNDEFINED or tag in stops or buffer.startswith(_ITEM_BYTES, at + 8):
+                    if length == _UNDEFINED or buffer.startswith(_ITEM_BYTES, at + 8):
+                        break
+                    if tag in stops and not (at_once and self._pick(tag, at + 8, length)):
                         break
                     at += 8 + length
         except struct.error:
@@ -259,6 +269,14 @@ class _Walk:
         if self._at != self._base + at:
             self._at = self._base + at
             self._walked.ends_with_pixels = False
+
+    def _pick(self, tag: int, at: int, length: int) -> bool:
+        """Take a value that is wanted and wholly at hand; tell whether it was taken."""
+        wanted = self._picks.get(tag)
+        if wanted is None or length > VALUE_LIMIT or at + length > len(self._buffer):
+            return False
+        self._walked.found.append(Found(len(self._stack) // 2, wanted, self._buffer[at : at + length]))
+        return True
 
     def _need(self, size: int) -> bool:
         """See that so many bytes are at hand from the place on."""

@@ -17,7 +17,7 @@ from gateway.core import header
 from gateway.core.findings import finding
 from gateway.model import Finding
 
-BLOCK: Final = 1 << 20
+BLOCK: Final = 256 << 10
 """Bytes read at once while looking for delimiters."""
 
 BOUNDARY_LIMIT: Final = 998
@@ -270,7 +270,7 @@ class Walk:
         while True:
             # One byte more in front: the delimiter that ends a part without body may follow at once.
             before = 1 if start else 0
-            chunk = os.pread(self._file, min(size, self._end - start) + before, start - before)
+            chunk = self._bytes(start - before, min(size, self._end - start) + before)
             limit = min((p for m in self._stack if (p := chunk.find(m.needle)) >= 0), default=len(chunk))
             last = limit < len(chunk) or start - before + len(chunk) >= self._end
             block = chunk[before : max(limit + 1, before)] if limit < len(chunk) else chunk[before:]
@@ -290,6 +290,14 @@ class Walk:
             body += 1
         self._body = start + body
         return _head(block[:end]), self._body
+
+
+    def _bytes(self, start: int, size: int) -> bytes:
+        """Read from the block at hand where it can be."""
+        at = start - self._base
+        if 0 <= at and at + size <= len(self._block):
+            return self._block[at : at + size]
+        return os.pread(self._file, size, start)
 
 
 def _head(block: bytes) -> Head:
