@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import IO, Final
 
 from gateway.core.dataset import Problem
 from gateway.core.header import printable
@@ -98,7 +98,7 @@ def kind(first: bytes) -> str | None:
     return None
 
 
-def unzip(file: BinaryIO, budget: Budget, most: int) -> Iterator[Member]:
+def unzip(file: IO[bytes], budget: Budget, most: int) -> Iterator[Member]:
     """Yield the files in a ZIP, in its own order. Take the content of each before the next.
 
     Args:
@@ -129,7 +129,7 @@ def unzip(file: BinaryIO, budget: Budget, most: int) -> Iterator[Member]:
         yield Member(name, _unpack(archive, info, budget, size))
 
 
-def _check_directory(file: BinaryIO, size: int) -> None:
+def _check_directory(file: IO[bytes], size: int) -> None:
     """Refuse a central directory that would not fit into memory: zipfile reads it at once."""
     file.seek(max(size - (65536 + 22), 0))
     tail = file.read()

@@ -26,6 +26,9 @@ NESTING_LIMIT: Final = 64
 VALUE_LIMIT: Final = 16 << 10
 """Bytes of a value that is picked; a longer one is none of those the gateway acts on."""
 
+FOUND_LIMIT: Final = 200_000
+"""Values that are picked from one data set: a DICOMDIR of some fifty thousand files."""
+
 PIECE: Final = 64 << 10
 """Bytes read at once behind a value that was skipped."""
 
@@ -275,8 +278,13 @@ class _Walk:
         wanted = self._picks.get(tag)
         if wanted is None or length > VALUE_LIMIT or at + length > len(self._buffer):
             return False
-        self._walked.found.append(Found(len(self._stack) // 2, wanted, self._buffer[at : at + length]))
+        self._found(wanted, self._buffer[at : at + length])
         return True
+
+    def _found(self, tag: int, value: bytes) -> None:
+        if len(self._walked.found) >= FOUND_LIMIT:
+            raise Problem("damaged-data-set")
+        self._walked.found.append(Found(len(self._stack) // 2, tag, value))
 
     def _need(self, size: int) -> bool:
         """See that so many bytes are at hand from the place on."""
@@ -295,6 +303,12 @@ class _Walk:
             at += len(rest)
         self._walked.padded = at > self._at
         return not rest
+
+    def _ends(self) -> bool:
+        """End at group 0000, which is of commands (PS3.7 E.1): nothing may follow but zeros, each looked at once."""
+        if not self._is_padding():
+            raise Problem("damaged-data-set")
+        return True
 
     def _is_no_sequence(self) -> bool:
         """Leave what was taken for a sequence and is none; tell whether there was such a thing."""
@@ -315,8 +329,8 @@ class _Walk:
             self._at += 8
             self._stack.pop()
             return False
-        if tag == 0 and top and self._is_padding():
-            return True
+        if tag == 0 and top:
+            return self._ends()
         head = 8
         if not level.explicit:
             vr = b""
@@ -352,8 +366,7 @@ class _Walk:
             if not self._need(length):
                 raise Problem("truncated-data-set")
             index = self._at - self._base
-            depth = len(self._stack) // 2
-            self._walked.found.append(Found(depth, tag, bytes(self._buffer[index : index + length])))
+            self._found(tag, self._buffer[index : index + length])
         self._at += length
 
     def _enter(self, tag: int, vr: bytes, level: _Level) -> None:

@@ -66,7 +66,21 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the header of one entity says about its content."""
+    """What the header of one entity says about its content, and about who wrote it.
+
+    Attributes:
+        type: Media type in lower case.
+        boundary: Of a multipart; empty when it has none.
+        parameters: Of the Content-Type, names in lower case.
+        encoding: Content-Transfer-Encoding in lower case.
+        filename: Of the Content-Disposition.
+        auto_submitted: In lower case (RFC 3834 §5).
+        subject: As it is written.
+        sender: The From field as it is written.
+        return_path: As the last system wrote it; empty when there is none.
+        precedence: In lower case.
+        failed: It names recipients that were not reached.
+    """
 
     type: str = "text/plain"
     boundary: bytes = b""
@@ -75,6 +89,10 @@ class Head:
     filename: str | None = None
     auto_submitted: str = ""
     subject: str = ""
+    sender: str = ""
+    return_path: str = ""
+    precedence: str = ""
+    failed: bool = False
 
 
 @dataclass(slots=True)
@@ -291,11 +309,10 @@ class Walk:
         self._body = start + body
         return _head(block[:end]), self._body
 
-
     def _bytes(self, start: int, size: int) -> bytes:
         """Read from the block at hand where it can be."""
         at = start - self._base
-        if 0 <= at and at + size <= len(self._block):
+        if at >= 0 and at + size <= len(self._block):
             return self._block[at : at + size]
         return os.pread(self._file, size, start)
 
@@ -319,4 +336,8 @@ def _head(block: bytes) -> Head:
         filename=filename and header.printable(filename),
         auto_submitted=values.get("auto-submitted", "").lower(),
         subject=values.get("subject", ""),
+        sender=values.get("from", ""),
+        return_path=values.get("return-path", ""),
+        precedence=values.get("precedence", "").lower(),
+        failed="x-failed-recipients" in values,
     )

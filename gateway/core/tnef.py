@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import BinaryIO, Final
+from typing import IO, Final
 
 from gateway.core.archive import BLOCK, NAME_LIMIT, Budget, Member
 from gateway.core.dataset import Problem
@@ -70,7 +70,7 @@ class _File:
     end: int = 0
 
 
-def unpack(file: BinaryIO, budget: Budget, most: int) -> Iterator[Member]:
+def unpack(file: IO[bytes], budget: Budget, most: int) -> Iterator[Member]:
     """Yield the attachments of a stream, and behind them the bodies of its message.
 
     Args:
@@ -96,7 +96,7 @@ def unpack(file: BinaryIO, budget: Budget, most: int) -> Iterator[Member]:
         raise Problem("damaged-archive")
 
 
-def _content(file: BinaryIO, one: _File, budget: Budget) -> Iterator[bytes]:
+def _content(file: IO[bytes], one: _File, budget: Budget) -> Iterator[bytes]:
     at = one.start
     while at < one.end:
         file.seek(at)
@@ -113,7 +113,7 @@ class _EndError(Exception):
 
 
 class _Walk:
-    def __init__(self, file: BinaryIO, most: int) -> None:
+    def __init__(self, file: IO[bytes], most: int) -> None:
         self._file = file
         self._size = file.seek(0, 2)
         self._most = most
