@@ -39,10 +39,10 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NoReturn, Protocol, Self, TypeVar
 
 import structlog
 from pydicom.uid import UID
@@ -113,6 +113,9 @@ SLOWEST: Final = 16 << 10
 
 STRANGERS: Final = 32
 """Connections beside the associations that may wait for their request to be read. The oldest makes way."""
+
+RELEASED: Final = "released"
+"""How an association ends in good order."""
 
 BREATH: Final = 0.5
 """Seconds without accepting after the system had no descriptor or thread for us."""
@@ -293,6 +296,7 @@ class StorageScpDoor:
         self._lock = threading.Lock()
         self._connections: dict[_Association, bool] = {}  # whether it is an association yet, the oldest first
         self._closing = False
+        self._empty = asyncio.Event()
 
     def reload(
         self,
@@ -332,15 +336,16 @@ class StorageScpDoor:
             patience: Seconds they may take; what is not finished then is cut off.
         """
         self._closing = True
+        self._tell_empty()
         for listener in self._listeners:
             assert self._loop is not None
             self._loop.remove_reader(listener)
             listener.close()
         for each in list(self._connections):
             each.leave()
-        until = time.monotonic() + patience
-        while self._connections and time.monotonic() < until:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._empty.wait()
         for each in list(self._connections):
             each.interrupt()
 
@@ -369,6 +374,9 @@ class StorageScpDoor:
         """A connection is gone."""
         with self._lock:
             self._connections.pop(association, None)
+        if self._closing and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
+                self._loop.call_soon_threadsafe(self._tell_empty)
 
     def wait_for(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
         """Let the loop do something, and wait for it. It is not cancelled when it takes too long.
@@ -381,6 +389,10 @@ class StorageScpDoor:
         return future.result(seconds)
 
     # Connections
+
+    def _tell_empty(self) -> None:
+        if not self._connections:
+            self._empty.set()
 
     def _listen(self, family: int, address: Any) -> None:
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -432,7 +444,17 @@ class StorageScpDoor:
 
 
 class _OverError(Exception):
-    """The association is over; the text says by what, in a few words. Nothing more is said to the peer."""
+    """The association is over.
+
+    Attributes:
+        why: By what, in a word.
+        abort: The peer is told.
+    """
+
+    def __init__(self, why: str, *, abort: bool = False) -> None:
+        super().__init__(why)
+        self.why = why
+        self.abort = abort
 
 
 @dataclass(slots=True)
@@ -518,12 +540,12 @@ class _Association:
         try:
             self._serve()
         except _OverError as over:
-            self._end(over.args[0])
+            self._end(over.why, "" if over.abort else None)
         except dimse.ProtocolError as error:
-            self._abort(str(error))
+            self._end("protocol-error", str(error))
         except Exception as error:  # noqa: BLE001  whatever it is, the peer is told, and nothing is left behind
             _log.error("storescp-failed", exception=type(error).__name__)
-            self._abort("")
+            self._end("failure", "")
         finally:
             if self._intake is not None:
                 self._intake.discard()
@@ -539,16 +561,16 @@ class _Association:
             for event in events:
                 self._take(event)
 
-    def _end(self, why: str) -> None:
-        if self._contexts and why != "released":
-            self._door.counters.aborted += 1
+    def _end(self, why: str, abort: str | None) -> None:
+        """Note the end, and tell the peer where it has to be told: what was wrong, or nothing."""
+        if self._contexts and why != RELEASED:
+            with self._door.counting:
+                self._door.counters.aborted += 1
             _log.warning("association-ended", peer=self._peer, reason=why)
-
-    def _abort(self, wrong: str) -> None:
-        self._end(wrong.replace(" ", "-").lower() or "failure")
-        with contextlib.suppress(_OverError):
-            self._say(dimse.provider_abort(wrong))
-            self._farewell()
+        if abort is not None:
+            with contextlib.suppress(_OverError):
+                self._say(dimse.provider_abort(abort))
+                self._farewell()
 
     def _secure(self) -> None:
         # Each answer is one small message; Nagle's algorithm would hold every one back for some 40 ms.
@@ -571,7 +593,7 @@ class _Association:
             self._patience = seconds
             self._socket.settimeout(seconds)
 
-    def _events(self) -> Any:
+    def _events(self) -> Iterator[dimse.Pdu | pdata.Piece]:
         while True:
             try:
                 size = self._socket.recv_into(self._buffer)
@@ -610,15 +632,11 @@ class _Association:
         if leaving:
             self._closed()
 
-    def _timed_out(self) -> None:
-        if self._contexts:
-            self._abort("")
-        raise _OverError("timeout")
+    def _timed_out(self) -> NoReturn:
+        raise _OverError("timeout", abort=bool(self._contexts))
 
-    def _closed(self) -> None:
-        if self._leaving and self._contexts:
-            self._abort("")
-        raise _OverError("closed")
+    def _closed(self) -> NoReturn:
+        raise _OverError("stopping" if self._leaving else "closed", abort=self._leaving and bool(self._contexts))
 
     def _say(self, block: bytes) -> None:
         """Send an answer."""
@@ -680,13 +698,16 @@ class _Association:
         known = settings.callers is None or self._caller.calling in settings.callers
         if not known and (stores or self._caller.calling not in self._door.archives):
             return NO_SUCH_CALLING
-        if incoming is not None and stores:
-            if not incoming.welcomes(self._caller):
-                return NO_SUCH_CALLING
-            try:
-                incoming.demand_room(0)
-            except LowDiskError:
-                return LOCAL_LIMIT
+        return self._no_place(incoming) if incoming is not None and stores else None
+
+    def _no_place(self, incoming: Incoming) -> tuple[int, int, int] | None:
+        """Say why there is no place for images of this caller, if there is none."""
+        if not incoming.welcomes(self._caller):
+            return NO_SUCH_CALLING
+        try:
+            incoming.demand_room(0)
+        except LowDiskError:
+            return LOCAL_LIMIT
         return None
 
     def _reject(self, rejection: tuple[int, int, int]) -> bool:
@@ -718,7 +739,7 @@ class _Association:
         if pdu.type == dimse.A_RELEASE_RQ and self._intake is None and not self._command:
             self._say(dimse.RELEASE_RESPONSE)
             self._farewell()
-            raise _OverError("released")
+            raise _OverError(RELEASED)
         if pdu.type == dimse.A_ABORT:
             raise _OverError("aborted")
         raise dimse.ProtocolError(dimse.UNEXPECTED)
@@ -949,7 +970,7 @@ class _Reader:
         self._path = draft.path
         self._file = -1
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -1037,7 +1058,7 @@ def _result(decision: negotiation.Decision) -> PresentationContext:
 
 
 def _role(proposal: negotiation.Proposal) -> SCP_SCU_RoleSelectionNegotiation:
-    """Agree to the role that makes sense: the requestor reports as SCP, and stores and verifies as SCU (PS3.7 D.3.3.4)."""
+    """Agree to the role that makes sense: it reports as SCP, and stores and verifies as SCU (PS3.7 D.3.3.4)."""
     reports = proposal.abstract_syntax == commitment.SOP_CLASS
     role = SCP_SCU_RoleSelectionNegotiation()
     role.sop_class_uid = UID(proposal.abstract_syntax)
