@@ -97,7 +97,7 @@ class Stream:
         limits = {dimse.P_DATA_TF: self._longest, dimse.A_ASSOCIATE_RQ: LONGEST_REQUEST}
         if length > limits.get(kind, _LONGEST_OTHER):
             raise dimse.ProtocolError("PDU too long")
-        if kind == dimse.P_DATA_TF and not length:
+        if kind == dimse.P_DATA_TF and length < _ITEM.size:
             raise dimse.ProtocolError("PDU without an item")
         self._kind, self._left = kind, length
 
@@ -105,7 +105,7 @@ class Stream:
         length, self._context, self._control = _ITEM.unpack(self._head)
         self._head.clear()
         self._left -= 4 + length
-        if length < 2 or self._left < 0:
+        if length < 2 or self._left < 0 or 0 < self._left < _ITEM.size:
             raise dimse.ProtocolError("invalid PDV")
         self._fragment = length - 2
 

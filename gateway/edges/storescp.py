@@ -108,6 +108,9 @@ HEAD: Final = 2 * dataset.PIECE
 ROOM_EVERY: Final = 64 << 20
 """Bytes of an instance after which the free space is looked at again: nobody declares its size."""
 
+PATIENCE: Final = 2
+"""How many times the limit of an instance is read of one that is refused."""
+
 SLOWEST: Final = 16 << 10
 """Bytes per second below which a transfer counts as stalled, however steadily it drips (R4)."""
 
@@ -339,8 +342,9 @@ class StorageScpDoor:
         self._tell_empty()
         for listener in self._listeners:
             assert self._loop is not None
-            self._loop.remove_reader(listener)
-            listener.close()
+            if listener.fileno() >= 0:
+                self._loop.remove_reader(listener)
+                listener.close()
         for each in list(self._connections):
             each.leave()
         with contextlib.suppress(TimeoutError):
@@ -794,19 +798,17 @@ class _Association:
             self._keep(intake, memoryview(head))
 
     def _take_data(self, intake: _Intake, block: memoryview) -> None:
-        if intake.draft is None:
-            self._take_report(intake, block)
-            return
-        intake.hashed.update(block)
-        self._keep(intake, block)
-
-    def _take_report(self, intake: _Intake, block: memoryview) -> None:
-        intake.size += len(block)
-        if intake.size > self._door.limits.instance:
-            raise dimse.ProtocolError("data set too long")
-        if intake.refused is None:
+        if intake.refused is not None:
+            # Read to its end, because only then the peer listens; but not for ever.
+            intake.size += len(block)
+            if intake.size > PATIENCE * self._door.limits.instance:
+                raise dimse.ProtocolError("data set too long")
+        elif intake.draft is not None:
+            intake.hashed.update(block)
+            self._keep(intake, block)
+        else:
             intake.content += block
-            if intake.size > dimse.LONGEST_DATA_SET:
+            if len(intake.content) > dimse.LONGEST_DATA_SET:
                 raise dimse.ProtocolError("data set too long")
 
     def _keep(self, intake: _Intake, block: memoryview) -> None:
@@ -847,10 +849,10 @@ class _Association:
             return
         else:
             status, comment = self._store(intake, intake.draft)
-        self._respond(intake.request, status, comment)
-        self._intake = None
         if intake.request.field == dimse.C_STORE_RQ:
             self._count(status, intake.size)
+        self._respond(intake.request, status, comment)
+        self._intake = None
 
     def _count(self, status: int, size: int) -> None:
         counters = self._door.counters
