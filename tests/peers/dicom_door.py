@@ -89,7 +89,7 @@ def dicom_door(
     folder: Path,
     settings: dict[str, Any] | None = None,
     *,
-    deadlines: Deadlines = Deadlines(),
+    deadlines: Deadlines | None = None,
     incoming: bool = True,
     reports: bool = True,
     **options: Any,
@@ -102,7 +102,11 @@ def dicom_door(
     thread.start()
     try:
         door = StorageScpDoor(
-            section, taker if incoming else None, taker.report if reports else None, deadlines=deadlines, **options
+            section,
+            taker if incoming else None,
+            taker.report if reports else None,
+            deadlines=deadlines or Deadlines(),
+            **options,
         )
         asyncio.run_coroutine_threadsafe(door.open(), loop).result()
         running = Running(door, taker, loop)

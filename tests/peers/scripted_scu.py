@@ -67,8 +67,12 @@ def store(instance: str, sop_class: str = CT, message: int = 1, **more: bytes | 
     """The command set of a C-STORE-RQ."""
     extra = {int(key[1:], 16): value for key, value in more.items()}
     base: dict[int, bytes | int] = {
-        **{0x0002: sop_class.encode(), 0x0100: 1, 0x0110: message, 0x0700: 0, 0x0800: 1},
-        **{0x1000: instance.encode()},
+        0x0002: sop_class.encode(),
+        0x0100: 1,
+        0x0110: message,
+        0x0700: 0,
+        0x0800: 1,
+        0x1000: instance.encode(),
     }
     return command({**base, **extra})
 

@@ -62,7 +62,7 @@ def test_the_requestors_order_is_honoured(syntaxes: list[str]) -> None:
         *((FIND, True, False), (DIRECTORY, True, False), (HANGING, True, False), (VERIFICATION, True, False)),
     ],
 )
-def test_what_is_stored_is_a_matter_of_policy(sop_class: str, unknown: bool, stored: bool) -> None:  # noqa: FBT001
+def test_what_is_stored_is_a_matter_of_policy(sop_class: str, unknown: bool, stored: bool) -> None:
     """unknown_classes: private ones and those of a later edition; a known service is never storage."""
     assert negotiation.is_storage(sop_class, unknown=unknown) is stored
     assert negotiation.wants_storage([Proposal(1, sop_class, ())]) is negotiation.is_storage(sop_class, unknown=True)
