@@ -164,10 +164,8 @@ def test_storescu_without_preference_is_not_made_to_send_implicit(door: Running,
 
 def test_echoscu_is_answered(door: Running) -> None:
     """NET-1: and told why when it means somebody else."""
-    echo = [need("echoscu"), "-v", "-aec"]
-    assert (
-        subprocess.run([*echo, "DOOR", "127.0.0.1", str(door.port)], capture_output=True, check=False).returncode == 0
-    )
+    echo, where = [need("echoscu"), "-v", "-aec"], ["127.0.0.1", str(door.port)]
+    assert subprocess.run([*echo, "DOOR", *where], capture_output=True, check=False).returncode == 0
     done = subprocess.run([*echo, "NOBODY", *where], capture_output=True, text=True, check=False)
     assert "Called AE Title Not Recognized" in done.stderr
 
@@ -219,7 +217,10 @@ def test_orthanc_sends(door: Running, orthanc: Orthanc, samples: Samples) -> Non
     assert answer.json()["FailedInstancesCount"] == 0
     kept = {received.sop_instance: path for received, path in door.taker.received}
     for image in images:
-        assert data_set(kept[image.sop_instance].read_bytes()) == orthanc.data_set(image.sop_instance)
+        sent, ours = orthanc.data_set(image.sop_instance), data_set(kept[image.sop_instance].read_bytes())
+        assert sent.startswith(ours)
+        # QUIRK: its DCMTK leaves out Data Set Trailing Padding (FFFC,FFFC), which this image ends with.
+        assert sent[len(ours) :][:4] in {b"", b"\xfc\xff\xfc\xff"}
 
 
 def authority(folder: Path) -> None:
@@ -266,6 +267,7 @@ from pathlib import Path
 sys.path[:0] = [{root!r}, {peers!r}]
 from dicom_door import Taker
 from gateway.config import Listen, StorageSCP
+from gateway.edges.storescp import StorageScpDoor
 async def serve():
     door = StorageScpDoor(StorageSCP(title="DOOR", listen=Listen("127.0.0.1", 0)), Taker(Path({folder!r})))
     await door.open()
