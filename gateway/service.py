@@ -27,6 +27,8 @@ from gateway.edges import storescu
 from gateway.edges.console import HttpDoor
 from gateway.edges.page import Pager
 from gateway.edges.smtp import Limits, SmtpDoor
+from gateway.edges.storescp import Limits as InstanceLimits
+from gateway.edges.storescp import StorageScpDoor
 from gateway.edges.worker import Workers
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.ledger import deliveries, inventory, janitor, messages, notices, tickets
@@ -150,8 +152,8 @@ def client_tls(settings: ClientTls) -> ssl.SSLContext:
     return context
 
 
-def server_tls(certificate: Path, key_file: Path) -> ssl.SSLContext:
-    """Load a certificate for a door of ours.
+def server_tls(certificate: Path, key_file: Path, ca: Path | None = None) -> ssl.SSLContext:
+    """Load a certificate for a door of ours, and whom its callers must have one of (TLS-1, TLS-4).
 
     Raises:
         ConfigurationError: Certificate and key cannot be used.
@@ -163,7 +165,26 @@ def server_tls(certificate: Path, key_file: Path) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         name = type(error).__name__
         raise ConfigurationError(f"the certificate {certificate} and its key cannot be used: {name}") from None
+    if ca is not None:
+        try:
+            context.load_verify_locations(ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(f"{ca} cannot be used for TLS: {type(error).__name__}") from None
+        context.verify_mode = ssl.CERT_REQUIRED
+        # QUIRK: Python 3.13 sets it, and then refuses the authorities that hospitals make with a few openssl commands.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
+
+
+def _dicom_door(configuration: Configuration) -> dict[str, Any]:
+    """What the DICOM door needs of other sections, and its certificates."""
+    assert configuration.storescp is not None
+    tls, limits = configuration.storescp.tls, configuration.limits
+    return {
+        "archives": [entity.title for entity in configuration.ae.values()],
+        "tls": server_tls(tls.certificate, tls.key_file, tls.ca) if tls is not None else None,
+        "limits": InstanceLimits(limits.instance, limits.unpacked),
+    }
 
 
 def run(configuration: Configuration) -> int:
@@ -197,6 +218,7 @@ class Service:
         self._paging = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._smtp: SmtpDoor | None = None
+        self._storescp: StorageScpDoor | None = None
         self._users: Users | None = None
 
     @property
@@ -205,6 +227,8 @@ class Service:
         found = {}
         if self._smtp is not None:
             found["smtp"] = self._smtp.addresses[0]
+        if self._storescp is not None:
+            found["storescp"] = self._storescp.addresses[0]
         return found
 
     async def run(self) -> None:
@@ -283,7 +307,11 @@ class Service:
         socket = control.ControlSocket(configuration.gateway.data / "control.sock", self._perform)
         await socket.open()
         stack.push_async_callback(socket.close)
-        registry = metrics.registry(self.readings, lambda: self._smtp.counters if self._smtp else None)
+        registry = metrics.registry(
+            self.readings,
+            lambda: self._smtp.counters if self._smtp else None,
+            lambda: self._storescp.counters if self._storescp else None,
+        )
         if (console := configuration.console) is not None:
             tls = None
             if console.certificate is not None and console.key_file is not None:
@@ -299,6 +327,13 @@ class Service:
             await self._smtp.open()
             stack.push_async_callback(self._smtp.close, 0.0)
             self.readings.doors["smtp"] = True
+        if configuration.storescp is not None:
+            # Nobody is behind it yet: it answers echoes.
+            self._storescp = StorageScpDoor(configuration.storescp, None, **_dicom_door(configuration))
+            self.readings.doors["storescp"] = False
+            await self._storescp.open()
+            stack.push_async_callback(self._storescp.close, 0.0)
+            self.readings.doors["storescp"] = True
         self.pager = Pager(configuration.notice, configuration.gateway.name)
 
     async def _open_http(self, stack: contextlib.AsyncExitStack, door: HttpDoor) -> None:
@@ -356,6 +391,8 @@ class Service:
         self.carrier.pause()
         if self._smtp is not None:
             await self._smtp.close(min(patience, LAST_WORDS))
+        if self._storescp is not None:
+            await self._storescp.close(min(patience, LAST_WORDS))
         if not await self.carrier.idle(patience):
             self.store.abort()
             await self.carrier.idle(LAST_WORDS)
@@ -449,6 +486,8 @@ class Service:
         self.scu.reload(new)
         if self._smtp is not None and new.smtp is not None and new.smtp.certificate and new.smtp.key_file:
             self._smtp.tls = server_tls(new.smtp.certificate, new.smtp.key_file)
+        if self._storescp is not None and new.storescp is not None:
+            self._storescp.reload(new.storescp, **_dicom_door(new))
         if self._users is not None:
             self._users.load()
         for key in restart_needed(old, new):

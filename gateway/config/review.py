@@ -52,7 +52,12 @@ def advice(configuration: Configuration) -> tuple[Advice, ...]:
     )
 
 
-_RELOADED: Final = frozenset({"route", "partner", "ae", "storescp.title", "smime.identities"})
+_RELOADED: Final = frozenset(
+    {
+        *("route", "partner", "ae", "smime.identities"),
+        *("storescp.title", "storescp.callers", "storescp.addresses", "storescp.tls"),
+    }
+)
 _RELOADED_KEYS: Final = frozenset({"certificate", "key_file", "users_file", "ca"})
 
 
@@ -107,7 +112,6 @@ _UNBUILT: Final = (
     _Unbuilt("gateway.blobs", "several nodes with shared bytes are not built yet"),
     _Unbuilt("imap.NAME", "mailboxes are not polled by IMAP yet"),
     _Unbuilt("pop3.NAME", "mailboxes are not polled by POP3 yet"),
-    _Unbuilt("storescp", "the DICOM door is not opened yet"),
     _Unbuilt("relay", "nothing is mailed yet, notices to the postmaster included"),
     _Unbuilt("smime", "nothing is decrypted or verified yet"),
     _Unbuilt("ae.NAME.confirm", "only a C-STORE status confirms yet", built=("store",)),

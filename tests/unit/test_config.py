@@ -555,7 +555,6 @@ def test_encrypted_volume_is_known_through_what_it_is_built_on(tmp_path: Path, u
     [
         (INBOUND + OUTBOUND, 'route "out".mail', True),
         (INBOUND + OUTBOUND, "relay", False),
-        (INBOUND + OUTBOUND, "storescp", False),
         (INBOUND.replace("[partner", 'confirm = "commitment"\n[partner'), "ae.pacs.confirm", True),
         (
             INBOUND + '[ae.spare]\ntitle = "B"\nhost = "127.0.0.1"\nport = 1\nconfirm = "find"',

@@ -222,7 +222,7 @@ def test_the_rules_of_the_route_are_tried_too(tmp_path: Path, read: Any, samples
     path.write_text(text, "utf-8")
     one = samples.fresh("CT_small.dcm")
     document = read(compose([one.file]), load(path))
-    assert [found["code"] for found in document["findings"]] == ["patient-rewritten"]
+    assert "patient-rewritten" in [found["code"] for found in document["findings"]]
     assert document["instances"][0]["sha256"] == hashlib.sha256(one.file).hexdigest()
     assert document["instances"][0]["size"] == len(one.file)
     assert document["outcome"] == "delivered"
