@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import signal
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,8 @@ import structlog
 from sqlalchemy import Connection, delete, insert, select
 
 from gateway import control, logs, metrics, watchdog
-from gateway.config import ApplicationEntity, Configuration, advice, load, restart_needed
-from gateway.core import contexts, reader
+from gateway.config import ApplicationEntity, ClientTls, Configuration, advice, load, restart_needed
+from gateway.core import commitment, contexts, query, reader
 from gateway.edges import storescu
 from gateway.edges.console import HttpDoor
 from gateway.edges.page import Pager
@@ -48,6 +48,9 @@ READERS: Final = 1
 LOOKS: Final = 8
 """Messages in RECEIVE at the same time: one is read while the others are fetched and written down."""
 
+REPORT_WAIT: Final = 2.0
+"""Seconds to wait for a commitment report on the association that asked; most peers open one of their own."""
+
 LOOK_AROUND: Final = 5.0
 """Seconds between two looks for what is late, full or to be told."""
 
@@ -66,21 +69,84 @@ _RUNNING: Final = "running since"
 
 
 class Scu:
-    """Destinations of the configuration, reached by the Storage SCU."""
+    """Destinations of the configuration, reached by the Storage SCU. Blocking; any thread may call.
+
+    Args:
+        configuration: Its destinations; their certificates are read here and at ``reload``.
+
+    Raises:
+        ConfigurationError: A certificate, its key or a ``ca`` cannot be used.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._tls: Mapping[ClientTls, ssl.SSLContext] = {}
+        self.reload(configuration)
+
+    def reload(self, configuration: Configuration) -> None:
+        """Read the certificates anew; when one cannot be used, all stay as they are (R32)."""
+        self._tls = {each.tls: client_tls(each.tls) for each in configuration.ae.values() if each.tls is not None}
 
     def open(self, entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> storescu.Association:
         """Negotiate an association."""
-        return storescu.Association.open(peer(entity), proposed)
+        return storescu.Association.open(self._peer(entity), proposed)
 
     def echo(self, entity: ApplicationEntity) -> str:
         """Ask whether it is there; return what is wrong, empty when nothing is."""
-        return storescu.echo(peer(entity)).reason
+        return storescu.echo(self._peer(entity)).reason
+
+    def find(self, entity: ApplicationEntity, wanted: Sequence[query.Wanted]) -> storescu.Findings:
+        """Ask which instances it has."""
+        return storescu.find(self._peer(entity), wanted)
+
+    def commit(
+        self,
+        entity: ApplicationEntity,
+        transaction: str,
+        references: Sequence[commitment.Reference],
+        record: Callable[[commitment.Report], object] | None = None,
+    ) -> commitment.Answer:
+        """Request storage commitment; take the report if it comes at once."""
+        return storescu.commit(self._peer(entity), transaction, references, wait=REPORT_WAIT, record=record)
+
+    def _peer(self, entity: ApplicationEntity) -> storescu.Peer:
+        return peer(entity, self._tls.get(entity.tls) if entity.tls is not None else None)
 
 
-def peer(entity: ApplicationEntity) -> storescu.Peer:
-    """What the Storage SCU needs to know of a destination."""
+def peer(entity: ApplicationEntity, tls: ssl.SSLContext | None = None) -> storescu.Peer:
+    """What the Storage SCU needs to know of a destination.
+
+    Args:
+        entity: As configured.
+        tls: Its certificates where they were read before; else they are read now.
+
+    Raises:
+        ConfigurationError: Its certificates cannot be used.
+    """
+    if entity.tls is not None and tls is None:
+        tls = client_tls(entity.tls)
     timeout = entity.timeout.total_seconds()
-    return storescu.Peer(entity.title, entity.host, entity.port, entity.calling, timeout, entity.max_pdu)
+    return storescu.Peer(entity.title, entity.host, entity.port, entity.calling, timeout, entity.max_pdu, tls)
+
+
+def client_tls(settings: ClientTls) -> ssl.SSLContext:
+    """Load what a destination is checked with, and what we show it ourselves (TLS-1, TLS-4).
+
+    Raises:
+        ConfigurationError: The files cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=settings.ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # BCP 195
+        # QUIRK: Python 3.13 sets it, and then refuses the authorities that hospitals make with a few openssl commands.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if settings.certificate is not None and settings.key_file is not None:
+            # Without a password OpenSSL would ask the terminal for one; a key with one is refused instead.
+            context.load_cert_chain(settings.certificate, settings.key_file, password="")
+    except (OSError, ValueError) as error:
+        name = type(error).__name__
+        files = " or ".join(str(one) for one in (settings.ca, settings.certificate, settings.key_file) if one)
+        raise ConfigurationError(f"{files} cannot be used for TLS: {name}") from None
+    return context
 
 
 def server_tls(certificate: Path, key_file: Path) -> ssl.SSLContext:
@@ -92,8 +158,8 @@ def server_tls(certificate: Path, key_file: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # BCP 195
     try:
-        context.load_cert_chain(certificate, key_file)
-    except (OSError, ssl.SSLError) as error:
+        context.load_cert_chain(certificate, key_file, password="")
+    except (OSError, ValueError) as error:
         name = type(error).__name__
         raise ConfigurationError(f"the certificate {certificate} and its key cannot be used: {name}") from None
     return context
@@ -161,8 +227,9 @@ class Service:
             )
             stack.push_async_callback(self.workers.close)
             await self.workers.open()
+            self.scu = Scu(self.configuration)
             self.receive = Receive(self.configuration, self.ledger, self.spool, self._read)
-            self.store = Store(self.configuration, self.ledger, self.spool, Scu())
+            self.store = Store(self.configuration, self.ledger, self.spool, self.scu)
             self.janitor = Janitor(self.ledger, self.spool)
             self.carrier = Carrier(
                 self.ledger,
@@ -378,6 +445,7 @@ class Service:
 
     async def _take_over(self, new: Configuration) -> None:
         old, now = self.configuration, datetime.now(UTC)
+        self.scu.reload(new)
         if self._smtp is not None and new.smtp is not None and new.smtp.certificate and new.smtp.key_file:
             self._smtp.tls = server_tls(new.smtp.certificate, new.smtp.key_file)
         if self._users is not None:

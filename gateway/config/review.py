@@ -110,7 +110,6 @@ _UNBUILT: Final = (
     _Unbuilt("relay", "nothing is mailed yet, notices to the postmaster included"),
     _Unbuilt("smime", "nothing is decrypted or verified yet"),
     _Unbuilt("ae.NAME.confirm", "only a C-STORE status confirms yet", built=("store",)),
-    _Unbuilt("ae.NAME.tls", "DICOM over TLS is not built yet"),
     _Unbuilt("ae.NAME.downtime", "downtimes are not kept yet", built=((),)),
     _Unbuilt("ae.NAME.transcode", "nothing is decoded yet, instances go as they are", built=("never",), blocks=False),
     _Unbuilt("partner.NAME.certificate", "certificates are not used yet"),

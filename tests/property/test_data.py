@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -117,3 +117,13 @@ def test_a_content_has_one_digest_however_it_is_cut(content: bytes, cuts: list[i
         assert digest.header == header
         assert digest.sha256 == hashlib.sha256(header + blank + inner).hexdigest()
         assert digest.body_sha256 == ("" if body is None else hashlib.sha256(body).hexdigest())
+
+
+def test_every_short_stream_is_received_as_the_reference_receives_it() -> None:
+    """All streams of up to seven bytes over CR, LF, dot and a letter, whole and byte by byte."""
+    for length in range(8):
+        for letters in product((b"\r", b"\n", b".", b"x"), repeat=length):
+            stream = b"".join(letters) + END + b"QUIT"
+            expected = read_lines(stream)
+            assert receive([stream]) == expected, stream
+            assert receive([stream[at : at + 1] for at in range(len(stream))]) == expected, stream
