@@ -8,7 +8,7 @@ its turn.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
@@ -41,7 +41,7 @@ class Place:
 class _Study(Generic[T]):
     waiting: deque[tuple[Any, T]] = field(default_factory=deque)
     series: dict[str, int] = field(default_factory=dict)
-    holder: Hashable = None
+    holder: object = None
     out: int = 0
 
 
@@ -88,7 +88,7 @@ class Turns(Generic[T]):
         for study in touched.values():
             study.waiting = deque(sorted(study.waiting, key=lambda one: one[0]))
 
-    def take(self, holder: Hashable, most: int, goes: Callable[[list[T], T], bool] = lambda _, __: True) -> list[T]:
+    def take(self, holder: object, most: int, goes: Callable[[list[T], T], bool] = lambda _, __: True) -> list[T]:
         """Take what goes next, by turns; a study that another holder has out is left alone.
 
         Args:
@@ -128,11 +128,11 @@ class Turns(Generic[T]):
         studies = self._classes[place.urgent].partners.setdefault(place.partner, {})
         return studies.setdefault(place.study, _Study())
 
-    def _next(self, one: _Class[T], holder: Hashable) -> _Study[T] | None:
+    def _next(self, one: _Class[T], holder: object) -> _Study[T] | None:
         """Find whose turn it is, and let it stand last."""
         for partner, studies in one.partners.items():
             for name, study in studies.items():
-                if study.waiting and study.holder in {None, holder}:
+                if study.waiting and (study.holder is None or study.holder is holder):
                     studies[name] = studies.pop(name)
                     one.partners[partner] = one.partners.pop(partner)
                     return study

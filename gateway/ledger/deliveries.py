@@ -55,7 +55,7 @@ class Work:
         series: Series Instance UID.
         partner: Who sent it; empty when nobody's name is known.
         urgent: It goes before what is not.
-        answers: Definite failures so far by code.
+        answers: Definite failures so far by code; None: none.
         aborted_at: When the peer first cut an association while it was on the wire; None: never.
         known: The same was stored or queued before.
         absences: How often it was said to be stored and was not.
@@ -77,7 +77,7 @@ class Work:
     series: str = ""
     partner: str = ""
     urgent: bool = False
-    answers: Mapping[str, int] = field(default_factory=dict, hash=False)
+    answers: Mapping[str, int] | None = field(default=None, hash=False)
     aborted_at: datetime | None = None
     known: bool = False
     absences: int = 0
@@ -190,7 +190,7 @@ def due(
     first = select(some.c.id).where(some.c.place <= share)
     rows = connection.execute(select(*_WORK).select_from(_SOURCES).where(delivery.c.id.in_(first)))
     turn = {key: at for at, key in enumerate(keys)}
-    work = [Work(*row[:16], row[16] or {}, *row[17:]) for row in rows]
+    work = [Work(*row) for row in rows]
     work.sort(key=lambda one: (turn[one.message], one.id))
     return [one for one in work if one.id not in besides][:most]
 
@@ -320,7 +320,7 @@ def _settlement(one: Settled, now: datetime) -> dict[str, Any]:
 
 def _count(one: Settled) -> dict[str, int]:
     """Count a transient failure with those of its kind."""
-    answers = dict(one.work.answers)
+    answers = dict(one.work.answers or {})
     if one.failed and one.code is not None:
         answers[one.code] = answers.get(one.code, 0) + 1
     return answers

@@ -428,7 +428,7 @@ def _delivery_values(
     for number, one in enumerate(instances, 1):
         # The reader has held what one mail brings with two contents; here it is about what came before (R11).
         code = one.held or ("reused-uid" if known.get(one.sop_instance, set()) - {_content(one)} else None)
-        state = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
+        state: dict[str, Any] = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
         if code is None:
             state = {"outcome": Outcome.WAITING, "code": None, "next_attempt": now, "closed_at": None}
         state["known"] = one.sop_instance in known

@@ -14,7 +14,7 @@ from gateway.model import Outcome
 DICE = st.floats(0, 1, exclude_max=True)
 COUNT = st.integers(0, 100_000)
 AGE = st.timedeltas(timedelta(days=-400), timedelta(days=400))
-FACTS = st.builds(Facts, COUNT, COUNT, AGE)
+FACTS = st.builds(Facts, COUNT, COUNT, AGE, COUNT)
 BOUNDS = st.builds(
     Bounds, st.timedeltas(timedelta(0), timedelta(days=30)), st.integers(1, 50), st.none() | st.integers(1, 60)
 )
