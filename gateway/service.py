@@ -94,7 +94,7 @@ class Scu:
         """Ask whether it is there; return what is wrong, empty when nothing is."""
         return storescu.echo(self._peer(entity)).reason
 
-    def find(self, entity: ApplicationEntity, wanted: Sequence[query.Wanted]) -> storescu.Findings:
+    def find(self, entity: ApplicationEntity, wanted: Sequence[query.Wanted]) -> query.Findings:
         """Ask which instances it has."""
         return storescu.find(self._peer(entity), wanted)
 

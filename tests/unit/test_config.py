@@ -515,7 +515,6 @@ def test_encrypted_volume_is_known_through_what_it_is_built_on(tmp_path: Path, u
             "ae.spare.confirm",
             False,
         ),
-        (INBOUND.replace("[partner", "tls = {}\n[partner"), "ae.pacs.tls", True),
         (INBOUND.replace("[partner", 'transcode = "lossless"\n[partner'), "ae.pacs.transcode", False),
         (INBOUND + "[smime]", "smime", False),
         (INBOUND + '[console]\nusers_file = "users"', "console.users_file", False),
