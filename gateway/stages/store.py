@@ -23,7 +23,7 @@ import structlog
 from sqlalchemy import Connection
 
 from gateway.config import ApplicationEntity, Configuration
-from gateway.core import confirmation, contexts, dataset, downtime, retry, status
+from gateway.core import confirmation, contexts, downtime, retry, status
 from gateway.core.fairness import Place, Turns
 from gateway.core.status import Action
 from gateway.errors import AssociationRejectedError, GatewayError, LedgerError, PeerUnreachableError
@@ -73,8 +73,6 @@ LEDGER_PAUSE: Final = 5.0
 """Seconds until an outcome is offered to the ledger again that did not take it."""
 
 _ANSWERS: Final = frozenset({contexts.REFUSED, contexts.UNAVAILABLE})
-_PLAIN: Final = (dataset.EXPLICIT, dataset.IMPLICIT)
-"""What is transcoded to, in this order (NET-12)."""
 
 
 class Association(Protocol):
@@ -116,10 +114,30 @@ class StorageSCU(Enquiry, Protocol):
         """Ask whether it is there; return what is wrong, empty when nothing is."""
 
 
-Transcode = Callable[[Queued, str, Path], Awaitable[str]]
-"""Writes the data set of an instance to a file in another transfer syntax, without loss; returns what it changed.
+class Transcoded(Protocol):
+    """A new file with an instance in another transfer syntax."""
 
-Raises GatewayError when that cannot be done, OSError when the file cannot be written.
+    @property
+    def transfer_syntax(self) -> str:
+        """What its data set is in."""
+
+    @property
+    def data_set(self) -> int:
+        """Offset of the data set in the file."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+
+    @property
+    def changed(self) -> str:
+        """What was changed, for the record."""
+
+
+Transcode = Callable[[Span, str, Sequence[str], Path], Awaitable[Transcoded]]
+"""Writes a data set, which is in a transfer syntax, to a file in the first of some others, without loss.
+
+Raises GatewayError when that cannot be done, OSError when a file cannot be read or written.
 """
 
 
@@ -394,16 +412,19 @@ class Store:
         """
         suspects = [one for one in work if one.aborted_at is not None]
         clean = [one for one in work if one.aborted_at is None]
-        for plan in contexts.plan([self._queued(one) for one in clean]):
+        fall_back = frozenset[str]()
+        if self._transcode is not None and entity.transcode == "lossless":
+            fall_back = contexts.DECODABLE
+        for plan in contexts.plan([self._queued(one) for one in clean], fall_back):
             keys = {one.key for one in plan.queued}
             part = [one for one in clean if one.id in keys]
             run = self._run(entity, condition, plan, part, pulse)
-            await self._serve_all(run)
+            await self._serve_all(run, plan.contexts)
             if run.trouble is not None or self._stopping:
                 return run.trouble
             condition = run.condition
         for one in suspects:
-            (plan,) = contexts.plan([self._queued(one)])
+            (plan,) = contexts.plan([self._queued(one)], fall_back)
             run = self._run(entity, condition, plan, [one], pulse, alone=True)
             await self._serve(run, plan.contexts)
             if run.trouble is not None or self._stopping:
@@ -427,10 +448,9 @@ class Store:
         run.hand.update(one.id for one in work)
         return run
 
-    async def _serve_all(self, run: _Run) -> None:
+    async def _serve_all(self, run: _Run, proposed: Sequence[contexts.Context]) -> None:
         studies = {(one.partner, one.study) for one in run.turns}
         useful = min(run.entity.associations, len(studies), -(-len(run.turns) // run.window))
-        proposed = contexts.number(sorted(run.pairs))
         async with asyncio.TaskGroup() as group:
             for _ in range(useful):
                 group.create_task(self._serve(run, proposed))
@@ -530,20 +550,19 @@ class Store:
         if association.refused.get(contexts.pair(queued)) != contexts.REFUSED or self._transcode is None:
             return _Fitted(queued)
         taken = association.accepted(queued.sop_class)
-        target = next((syntax for syntax in _PLAIN if syntax in taken), None)
-        if target is None or run.entity.transcode == "never":
+        targets = [syntax for syntax in contexts.FALL_BACKS if syntax in taken]
+        if not targets or run.entity.transcode == "never":
             return _Fitted(queued)
         path = self.configuration.gateway.data / "scratch" / "store" / f"{work.id}.dcm"
         try:
             await asyncio.to_thread(partial(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True))
-            change = await self._transcode(queued, target, path)
-            size = await asyncio.to_thread(lambda: path.stat().st_size)
+            made = await self._transcode(queued.data_set, queued.transfer_syntax, targets, path)
         except GatewayError as error:
             return _Fitted(queued, refusal=error.text)
         except OSError as error:
             return _Fitted(queued, refusal=type(error).__name__)
-        span = Span(path, 0, size)
-        return _Fitted(Queued(work.id, work.sop_class, work.sop_instance, target, span), change)
+        span = Span(path, made.data_set, made.size)
+        return _Fitted(Queued(work.id, work.sop_class, work.sop_instance, made.transfer_syntax, span), made.changed)
 
     async def _transfer(self, run: _Run, association: Association, fitted: Sequence[_Fitted]) -> list[Sent]:
         timeout = run.entity.timeout.total_seconds()

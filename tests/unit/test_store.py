@@ -19,12 +19,13 @@ from gateway.core import contexts
 from gateway.core.commitment import Answer as Commitment
 from gateway.core.commitment import Reference, Report
 from gateway.core.query import Presence, Wanted
+from gateway.core.transcode import Transcoded
 from gateway.errors import AssociationRejectedError, GatewayError, LedgerError, PeerUnreachableError
 from gateway.ledger import deliveries, inventory, verbs
 from gateway.ledger.ledger import Ledger, connect
 from gateway.ledger.spool import Spool
 from gateway.ledger.tables import delivery, destination, message
-from gateway.model import Queued, Sent
+from gateway.model import Queued, Sent, Span
 from gateway.stages import store as storing
 from gateway.stages.store import Store
 
@@ -1045,16 +1046,17 @@ async def test_when_no_proof_is_asked_for_any_more_what_waits_for_one_is_deliver
 async def test_what_a_peer_refuses_as_it_is_goes_transcoded_and_that_is_on_record(tmp_path: Path) -> None:
     """Explicit before implicit; the original stays what it is; nothing is left in scratch (NET-12, R8)."""
     lane = Lane(tmp_path)
-    seen: list[tuple[str, str]] = []
+    seen: list[tuple[str, ...]] = []
 
-    async def transcode(queued: Queued, target: str, out: Path) -> str:
-        seen.append((queued.transfer_syntax, target))
-        if queued.sop_instance == "in-1.2":
-            raise GatewayError("it is signed")
-        if queued.sop_instance == "in-1.3":
+    async def transcode(source: Span, syntax: str, targets: Sequence[str], out: Path) -> Transcoded:
+        seen.append((syntax, *targets))
+        number = source.start // 100
+        if number == 2:
+            raise GatewayError("signed")
+        if number == 3:
             raise OSError
-        out.write_bytes(b"decoded")
-        return "pixel data decoded"
+        out.write_bytes(b"header" + b"decoded")
+        return Transcoded(targets[0], 6, 13, "pixel data decoded")
 
     lane.store = Store(lane.configuration, lane.ledger, lane.spool, lane.scu, lambda: 0.5, transcode)
     jpeg = "1.2.840.10008.1.2.4.70"
@@ -1063,11 +1065,11 @@ async def test_what_a_peer_refuses_as_it_is_goes_transcoded_and_that_is_on_recor
     lane.scu.refuses, lane.scu.takes = {jpeg}, ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"]
     lane.scu.answer = lambda queued: 0 if queued.transfer_syntax != jpeg else "context-refused"  # type: ignore[method-assign]
     await lane.store.look("pacs")
-    assert seen == [(jpeg, "1.2.840.10008.1.2.1")] * 3
+    assert seen == [(jpeg, "1.2.840.10008.1.2.1", "1.2.840.10008.1.2")] * 3
     assert lane.parts() == [("delivered", None), ("failed", "context-refused"), ("failed", "context-refused")]
     shown = lane.read(lambda c: inventory.show_item(c, "in-1", now()))
     assert [one["sent_as"] for one in shown["instances_detail"]] == ["1.2.840.10008.1.2.1", None, None]  # type: ignore[index]
-    assert [one["comment"] for one in shown["instances_detail"]] == [None, "it is signed", "OSError"]  # type: ignore[index]
+    assert [one["comment"] for one in shown["instances_detail"]] == [None, "signed", "OSError"]  # type: ignore[index]
     assert any("pixel data decoded" in one["text"] for one in shown["events"])  # type: ignore[index]
     assert list((tmp_path / "data" / "scratch" / "store").iterdir()) == []
     change_entity(lane, transcode="never")
