@@ -194,6 +194,10 @@ def _idle(configuration: Configuration) -> Iterator[Advice]:
         yield Advice("problem", "no mail can come in", "add [smtp], [imap.NAME] or [pop3.NAME]", "route")
     if not into and (configuration.smtp or configuration.imap or configuration.pop3):
         yield Advice("warning", "no route stores mail in a PACS, so all mail is refused", "add a [[route]]", "route")
+    for name, entity in configuration.ae.items():
+        if entity.confirm == "commitment" and configuration.storescp is None:
+            what, do = "no report of storage commitment can come in", 'add [storescp], or set confirm = "find"'
+            yield Advice("problem", what, do, f"ae.{name}.confirm", _needed(configuration, "ae", name))
     if not (configuration.smtp or configuration.imap or configuration.pop3 or configuration.storescp):
         yield Advice("warning", "every door is shut", "add a section such as [smtp]", "gateway")
 
