@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 import json
+import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import pydicom
 import pytest
 from lane import Lane
-from pacs import Pacs, held_by_orthanc, orthanc, read_meta, storescp
+from pacs import Pacs, held_by_orthanc, need, orthanc, read_meta, storescp
 from pydicom.data import get_testdata_file
 from sqlalchemy import select
 
@@ -97,10 +97,11 @@ async def test_every_file_of_the_corpus_arrives_or_is_refused_with_its_reason(
             "dcmtk": {"title": dcmtk.title, "port": dcmtk.port},
             "orthanc": {"title": other.title, "port": other.port},
         }
-        lane = Lane(tmp_path / "gw", entities)
-        lanes.append(lane)
         counts: Counter[tuple[str, str, str | None]] = Counter()
         for number, files in enumerate(rounds):
+            # A ledger of its own: it would hold what comes again under a known UID with other content.
+            lane = Lane(tmp_path / f"gw-{number}", entities)
+            lanes.append(lane)
             key = f"in-{number}"
             lane.fill(key, files, entities)
             await lane.drain(60)
@@ -118,11 +119,11 @@ async def test_every_file_of_the_corpus_arrives_or_is_refused_with_its_reason(
                 if row.outcome != "delivered":
                     assert (row.code, row.status) in REASONS or row.status in {0xA700, 0xA900, 0xC000}, row
                 elif row.destination == "dcmtk":
-                    check(row, original, by_storescp[row.sop_instance])
+                    check(tmp_path, row, original, by_storescp[row.sop_instance])
                 else:
                     content = held_by_orthanc(other, row.sop_instance)
                     assert content is not None
-                    check(row, original, content)
+                    check(tmp_path, row, original, content)
             for path in (tmp_path / "in").iterdir():
                 path.unlink()
         print(dict(counts))
@@ -133,13 +134,26 @@ async def test_every_file_of_the_corpus_arrives_or_is_refused_with_its_reason(
 REASONS = {("context-refused", None), ("peer-aborts", None), ("in-doubt", None)}
 
 
-def check(row: Any, original: bytes, arrived: bytes) -> None:
+def rewritten(folder: Path, content: bytes) -> bytes:
+    """A data set as dcmconv writes it: with explicit lengths and without padding."""
+    source, target = folder / "source.dcm", folder / "target.dcm"
+    source.write_bytes(content)
+    command = [need("dcmconv"), "--quiet", "--padding-off", "--length-explicit", str(source), str(target)]
+    subprocess.run(command, check=False)
+    written = target.read_bytes()
+    meta = read_meta(written)
+    assert meta is not None
+    return written[meta.data_set :]
+
+
+def check(folder: Path, row: Any, original: bytes, arrived: bytes) -> None:
     """The same data set, or the same pixels in the syntax that is on record."""
     meta = read_meta(arrived)
     assert meta is not None
     if row.sent_syntax is None:
-        mine = hashlib.sha256(original[row.data_set :]).hexdigest()
-        assert hashlib.sha256(arrived[meta.data_set :]).hexdigest() == mine, row
+        same = arrived[meta.data_set :] == original[row.data_set :]
+        # Orthanc itself writes lengths anew.
+        assert same or (row.destination == "orthanc" and rewritten(folder, arrived) == rewritten(folder, original)), row
     else:
         assert meta.transfer_syntax == row.sent_syntax, row
         assert (pixels(original) == pixels(arrived)).all(), row

@@ -47,8 +47,8 @@ class Lane:
     def __init__(self, folder: Path, entities: Mapping[str, Mapping[str, Any]]) -> None:
         text = HEAD
         for name, entity in entities.items():
-            text += f'\n[ae.{name}]\nhost = "127.0.0.1"\ntimeout = "10s"\n'
-            text += "".join(f"{key} = {value!r}\n" for key, value in entity.items())
+            settings = {"host": "127.0.0.1", "timeout": "10s", **entity}
+            text += f"\n[ae.{name}]\n" + "".join(f"{key} = {value!r}\n" for key, value in settings.items())
         folder.mkdir(exist_ok=True)
         (folder / "gateway.toml").write_text(text, encoding="utf-8")
         self.configuration = config.load(folder / "gateway.toml")
@@ -139,3 +139,8 @@ class Lane:
             await asyncio.gather(*(self.store.look(name) for name in self.configuration.ae))
             self.make_due()
         return looks
+
+    @staticmethod
+    def now() -> datetime:
+        """This moment."""
+        return datetime.now(UTC)
