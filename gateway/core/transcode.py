@@ -106,18 +106,16 @@ def transcode(
         TranscodingError: It cannot or may not be done; the code says why.
         OSError: A file cannot be read or written.
     """
-    target = _target(transfer_syntax, targets, lossy=lossy)
     inflated = out.with_name(f"{out.name}.inflated")
     try:
+        target = _target(transfer_syntax, targets, lossy=lossy)
         if transfer_syntax == dataset.DEFLATED:
             source = _inflate(source, inflated)
         with source.path.open("rb") as file, out.open("wb") as sink, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a library that judges values; they are carried over as they are
             return _Transcoding(_Part(file, source), transfer_syntax, target, sink).run()
-    except (TranscodingError, MemoryError, OSError) as error:
+    except (TranscodingError, MemoryError, OSError):
         out.unlink(missing_ok=True)
-        if isinstance(error, EOFError):
-            raise TranscodingError("data-set-damaged") from None
         raise
     except Exception:  # noqa: BLE001  what the library raises on what it cannot read is documented nowhere
         out.unlink(missing_ok=True)
@@ -332,9 +330,9 @@ class _Transcoding:
         options = as_pixel_options(head, pixel_keyword="PixelData", pixel_vr="OB")
         try:
             yield from get_decoder(self._syntax).iter_array(part, raw=True, **options)
-        except MemoryError:
+        except (MemoryError, GeneratorExit, KeyboardInterrupt):
             raise
-        except Exception:  # noqa: BLE001  decoders raise what they like
+        except BaseException:  # noqa: BLE001  QUIRK: the RLE decoder, written in Rust, panics at fragments too long
             raise TranscodingError("pixels-damaged") from None
         self._part.seek(start)
         self._skip_fragments()

@@ -9,7 +9,7 @@ from itertools import pairwise, product
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.core.data import END, Digester, MailData
+from gateway.core.data import END, Digester, MailData, Transparency
 
 PIECES = [
     b"\r",
@@ -95,6 +95,16 @@ def test_content_survives_the_way_a_sender_puts_it_on_the_wire(content: bytes, c
     lines = content.split(b"\r\n")
     wire = b"\r\n".join(b"." + line if line.startswith(b".") else line for line in lines) + b".\r\n" + behind
     assert receive(blocks(wire, cuts)) == (content, behind)
+
+
+@given(STREAMS, CUTS, CUTS)
+@example(b".\r\n..\r\n.", EVERYWHERE, [])
+def test_what_we_put_on_the_wire_is_received_as_it_was(content: bytes, cuts: list[int], others: list[int]) -> None:
+    """R22: dots at line starts are doubled wherever the blocks are cut; only a missing last line end is added."""
+    transparency = Transparency()
+    wire = b"".join(transparency.feed(block) for block in blocks(content, cuts)) + transparency.end()
+    complete = content if not content or content.endswith(b"\r\n") else content + b"\r\n"
+    assert receive(blocks(wire + b"QUIT\r\n", others)) == (complete, b"QUIT\r\n")
 
 
 @given(STREAMS, CUTS, st.integers(1, 40))
