@@ -22,7 +22,7 @@ from sqlalchemy import Connection, delete, insert, select
 
 from gateway import control, logs, metrics, watchdog
 from gateway.config import ApplicationEntity, ClientTls, Configuration, advice, load, restart_needed
-from gateway.core import commitment, contexts, query, reader
+from gateway.core import commitment, contexts, query, reader, transcode
 from gateway.edges import storescu
 from gateway.edges.console import HttpDoor
 from gateway.edges.page import Pager
@@ -47,6 +47,9 @@ log = structlog.get_logger(__name__)
 READERS: Final = 1
 """Worker processes that read messages; the door and the lanes need the other core."""
 
+DECODERS: Final = 1
+"""Worker processes that transcode instances; started when a destination first refuses a transfer syntax."""
+
 LOOKS: Final = 8
 """Messages in RECEIVE at the same time: one is read while the others are fetched and written down."""
 
@@ -57,6 +60,7 @@ LOOK_AROUND: Final = 5.0
 """Seconds between two looks for what is late, full or to be told."""
 
 REISSUE_EVERY: Final = timedelta(minutes=1)
+ASK_EVERY: Final = timedelta(minutes=1)
 PURGE_EVERY: Final = timedelta(hours=1)
 PROVE_EVERY: Final = timedelta(days=1)
 
@@ -216,6 +220,7 @@ class Service:
         self.stopping = asyncio.Event()
         self.http: list[HttpDoor] = []
         self._paging = False
+        self._asking_idle = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._smtp: SmtpDoor | None = None
         self._storescp: StorageScpDoor | None = None
@@ -252,9 +257,17 @@ class Service:
             )
             stack.push_async_callback(self.workers.close)
             await self.workers.open()
+            # Decoding an image may take minutes, and no mail shall wait for that.
+            self.decoders = Workers(
+                DECODERS,
+                memory=self.configuration.limits.worker_memory,
+                seconds=self.configuration.limits.worker_time.total_seconds(),
+            )
+            stack.push_async_callback(self.decoders.close)
+            await self.decoders.open(at_once=False)
             self.scu = Scu(self.configuration)
             self.receive = Receive(self.configuration, self.ledger, self.spool, self._read)
-            self.store = Store(self.configuration, self.ledger, self.spool, self.scu)
+            self.store = Store(self.configuration, self.ledger, self.spool, self.scu, transcode=self._decode_instance)
             self.janitor = Janitor(self.ledger, self.spool)
             self.carrier = Carrier(
                 self.ledger,
@@ -272,6 +285,11 @@ class Service:
 
     async def _read(self, message: Span, rules: reader.Rules, out: Path) -> Reading:
         return await self.workers.run(reader.read_to, message, rules, out)
+
+    async def _decode_instance(
+        self, source: Span, transfer_syntax: str, targets: Sequence[str], out: Path
+    ) -> transcode.Transcoded:
+        return await self.decoders.run(transcode.transcode, source, transfer_syntax, targets, out)
 
     # Start
 
@@ -328,8 +346,7 @@ class Service:
             stack.push_async_callback(self._smtp.close, 0.0)
             self.readings.doors["smtp"] = True
         if configuration.storescp is not None:
-            # Nobody is behind it yet: it answers echoes.
-            self._storescp = StorageScpDoor(configuration.storescp, None, **_dicom_door(configuration))
+            self._storescp = StorageScpDoor(configuration.storescp, None, self._on_report, **_dicom_door(configuration))
             self.readings.doors["storescp"] = False
             await self._storescp.open()
             stack.push_async_callback(self._storescp.close, 0.0)
@@ -363,6 +380,9 @@ class Service:
     async def _authenticate(self, name: str, password: str) -> bool:
         assert self._users is not None
         return await asyncio.to_thread(self._users.verify, name, password) is not None
+
+    async def _on_report(self, report: commitment.Report) -> bool:
+        return await self.store.report(report.transaction, report.committed, report.failed)
 
     def _shut(self) -> list[str]:
         return [name for name, is_open in self.readings.doors.items() if not is_open]
@@ -406,8 +426,9 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
     async def _look_around(self) -> None:
-        due = dict.fromkeys(("reissue", "purge", "prove"), datetime.now(UTC))
+        due = dict.fromkeys(("reissue", "ask", "purge", "prove"), datetime.now(UTC))
         due["prove"] += timedelta(minutes=5)
+        due["ask"] += ASK_EVERY
         while True:
             try:
                 await self._look_once(due)
@@ -443,10 +464,22 @@ class Service:
         finally:
             self._paging = False
 
+    async def _ask_idle(self) -> None:
+        """Ask idle destinations whether they are there; one that hangs holds up nothing else."""
+        try:
+            await self.store.ask_idle()
+        except GatewayError as error:
+            log.error("look_failed", exception=type(error).__name__)  # noqa: TRY400
+        finally:
+            self._asking_idle = False
+
     async def _chores(self, due: dict[str, datetime], now: datetime) -> None:
         limits = self.configuration.limits
         if _is_due(due, "reissue", now, REISSUE_EVERY):
             await self.janitor.reissue(now)
+        if _is_due(due, "ask", now, ASK_EVERY) and not self._asking_idle:
+            self._asking_idle = True
+            self._start(self._ask_idle())
         if _is_due(due, "purge", now, PURGE_EVERY):
             await self.janitor.purge(now, limits.retention, limits.remember)
             await self.janitor.sweep(now)

@@ -113,9 +113,6 @@ _UNBUILT: Final = (
     _Unbuilt("pop3.NAME", "mailboxes are not polled by POP3 yet"),
     _Unbuilt("relay", "nothing is mailed yet, notices to the postmaster included"),
     _Unbuilt("smime", "nothing is decrypted or verified yet"),
-    _Unbuilt("ae.NAME.confirm", "only a C-STORE status confirms yet", built=("store",)),
-    _Unbuilt("ae.NAME.downtime", "downtimes are not kept yet", built=((),)),
-    _Unbuilt("ae.NAME.transcode", "nothing is decoded yet, instances go as they are", built=("never",), blocks=False),
     _Unbuilt("partner.NAME.certificate", "certificates are not used yet"),
     _Unbuilt("partner.NAME.pin", "certificates are not used yet", built=(False,)),
     _Unbuilt("partner.NAME.send", "nothing is mailed yet"),
@@ -201,6 +198,10 @@ def _idle(configuration: Configuration) -> Iterator[Advice]:
         yield Advice("problem", "no mail can come in", "add [smtp], [imap.NAME] or [pop3.NAME]", "route")
     if not into and (configuration.smtp or configuration.imap or configuration.pop3):
         yield Advice("warning", "no route stores mail in a PACS, so all mail is refused", "add a [[route]]", "route")
+    for name, entity in configuration.ae.items():
+        if entity.confirm == "commitment" and configuration.storescp is None:
+            what, do = "no report of storage commitment can come in", 'add [storescp], or set confirm = "find"'
+            yield Advice("problem", what, do, f"ae.{name}.confirm", _needed(configuration, "ae", name))
     if not (configuration.smtp or configuration.imap or configuration.pop3 or configuration.storescp):
         yield Advice("warning", "every door is shut", "add a section such as [smtp]", "gateway")
 

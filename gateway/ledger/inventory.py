@@ -6,7 +6,7 @@ All of it is read from the tables alone (R36), and comes as the JSON documents o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +24,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    true,
 )
 
 from gateway.ledger.notices import open_notices
@@ -67,7 +68,9 @@ def list_items(
     }
 
 
-def _items() -> Select[Any]:
+def _items(key: str | None = None) -> Select[Any]:
+    """Select items with the counts of their deliveries: all, or the one of which alone they are then counted."""
+    mine = delivery.c.message == key if key is not None else true()
     counts = (
         select(
             delivery.c.message,
@@ -77,6 +80,7 @@ def _items() -> Select[Any]:
             func.min(delivery.c.next_attempt).label("next_attempt"),
             func.sum(cast(_DOUBTFUL, Integer)).label("doubtful"),
         )
+        .where(mine)
         .group_by(delivery.c.message)
         .subquery()
     )
@@ -124,6 +128,7 @@ def _destination(row: Any) -> dict[str, Any]:
         "paused": bool(row.paused),
         "down_since": utc(row.down_since) if row.down_since else None,
         "trouble": row.trouble,
+        "answered": utc(row.answered_at) if row.answered_at else None,
         "next_probe": utc(row.breaker_until) if row.breaker_until else None,
     }
 
@@ -134,7 +139,7 @@ def show_item(connection: Connection, key: str, now: datetime) -> dict[str, Any]
     Raises:
         UnknownItemError: There is no such item.
     """
-    row = connection.execute(_items().where(message.c.id == key)).one_or_none()
+    row = connection.execute(_items(key).where(message.c.id == key)).one_or_none()
     if row is None:
         raise UnknownItemError(f"there is no item {key}", hint="dicom-mail queue list")
     events = connection.execute(select(event.c.at, event.c.text).where(event.c.message == key).order_by(event.c.id))
@@ -186,6 +191,9 @@ def _details(connection: Connection, key: str) -> list[dict[str, Any]]:
             "comment": row.comment,
             "next_attempt": utc(row.next_attempt) if row.next_attempt and row.outcome == Outcome.WAITING else None,
             "part": row.part,
+            "sent_as": row.sent_syntax,
+            "stored": utc(row.stored_at) if row.stored_at else None,
+            "known": bool(row.known),
         }
         for row in rows
     ]
@@ -294,6 +302,8 @@ class Census:
         paused: 1 for each destination that a person paused, else 0.
         notices: Open ones, by kind.
         tickets: By stage.
+        unconfirmed: Instances stored and not yet confirmed, by destination.
+        answered: When each destination last answered, in seconds since the epoch; only those that ever did.
     """
 
     messages: dict[str, float]
@@ -304,6 +314,8 @@ class Census:
     paused: dict[str, float]
     notices: dict[str, float]
     tickets: dict[str, float]
+    unconfirmed: dict[str, float] = field(default_factory=dict)
+    answered: dict[str, float] = field(default_factory=dict)
 
 
 def census(connection: Connection, now: datetime, destinations: Collection[str]) -> Census:
@@ -313,6 +325,8 @@ def census(connection: Connection, now: datetime, destinations: Collection[str])
     by_outcome = select(delivery.c.destination, delivery.c.outcome, func.count())
     instances = connection.execute(by_outcome.group_by(delivery.c.destination, delivery.c.outcome)).all()
     doubtful = select(delivery.c.destination, func.count()).where(_DOUBTFUL).group_by(delivery.c.destination)
+    unproved = (delivery.c.outcome == Outcome.WAITING) & delivery.c.stored_at.is_not(None)
+    unconfirmed = select(delivery.c.destination, func.count()).where(unproved).group_by(delivery.c.destination)
     waiting = (
         select(delivery.c.destination, func.min(message.c.received_at))
         .join(message, message.c.id == delivery.c.message)
@@ -336,4 +350,6 @@ def census(connection: Connection, now: datetime, destinations: Collection[str])
         zero | {row.name: float(row.paused) for row in rows},
         kinds,
         {name: float(count) for name, count in connection.execute(select(stage, func.count()).group_by(stage))},
+        zero | {name: float(count) for name, count in connection.execute(unconfirmed)},
+        {row.name: row.answered_at.timestamp() for row in rows if row.answered_at is not None},
     )

@@ -272,14 +272,18 @@ def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
         return False
     connection.execute(update(message).where(message.c.duplicate_of == key).values(stage=Stage.STORE))
     _note_findings(connection, key, read.reading)
-    instances = read.reading.instances
+    instances, again = read.reading.instances, 0
     if instances and read.destinations:
         known = _known(connection, instances)
+        again = sum(1 for one in instances if _content(one) in known.get(one.sop_instance, ()))
         connection.execute(insert(instance), [_instance_values(key, n, one) for n, one in enumerate(instances, 1)])
         connection.execute(insert(delivery), list(_delivery_values(key, instances, read.destinations, known, now)))
         for name in read.destinations:
             tickets.put(connection, f"store:{name}", now)
     tell(connection, now, "read", _summary(read), message=key)
+    if again:
+        text = f"{again} of these came before; they are sent again, except where the destination shows that it has them"
+        tell(connection, now, "known", text, message=key)
     if read.held or read.refused:
         outcome, code = Outcome.HELD if read.held else Outcome.REFUSED, read.held or read.refused
         tell(connection, now, f"now-{outcome}", f"{outcome}: {code}", message=key)
@@ -430,9 +434,10 @@ def _delivery_values(
     for number, one in enumerate(instances, 1):
         # The reader has held what one mail brings with two contents; here it is about what came before (R11).
         code = one.held or ("reused-uid" if known.get(one.sop_instance, set()) - {_content(one)} else None)
-        state = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
+        state: dict[str, Any] = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
         if code is None:
             state = {"outcome": Outcome.WAITING, "code": None, "next_attempt": now, "closed_at": None}
+        state["known"] = one.sop_instance in known
         for name in destinations:
             yield {"message": key, "number": number, "destination": name, **state}
 

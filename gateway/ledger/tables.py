@@ -28,6 +28,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -65,6 +66,7 @@ metadata = MetaData(
 
 _Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by themselves only in an INTEGER
 _OPEN = text("outcome = 'waiting'")
+_ASKED = text("transaction_uid IS NOT NULL")
 
 
 def _table(name: str, *parts: Any) -> Table:
@@ -185,9 +187,29 @@ delivery = _table(
     Column("comment", Text),
     Column("next_attempt", Moment),
     Column("closed_at", Moment),
+    Column("answers", JSON(none_as_null=True)),  # transient failures by code: each kind has its own bound
+    Column("aborted_at", Moment),  # when the peer first cut an association while this was on the wire
+    Column("forced", Boolean, nullable=False, default=False, server_default=false()),  # by a person: over a downtime
+    Column("known", Boolean, nullable=False, default=False, server_default=false()),  # stored or queued before
+    Column("sent_syntax", String(64)),  # what it was transcoded to, when it was
+    # proof of delivery beyond the C-STORE status
+    Column("stored_at", Moment),  # a success status came, the proof has not
+    Column("remark", String(40)),  # what that status remarked
+    Column("absences", Integer, nullable=False, default=0, server_default="0"),  # times it was said stored and was not
+    Column("transaction_uid", String(64)),  # under which commitment was asked for
     ForeignKeyConstraint(["message", "number"], ["instance.message", "instance.number"]),
     UniqueConstraint("message", "number", "destination"),
     Index("ix_delivery_open", "destination", "next_attempt", sqlite_where=_OPEN, postgresql_where=_OPEN),
+    Index("ix_delivery_turn", "destination", "message", "next_attempt", sqlite_where=_OPEN, postgresql_where=_OPEN),
+    Index("ix_delivery_transaction", "transaction_uid", sqlite_where=_ASKED, postgresql_where=_ASKED),
+)
+
+commitment = _table(
+    "commitment",
+    Column("transaction_uid", String(64), primary_key=True),
+    Column("destination", String(80), nullable=False),
+    Column("requested_at", Moment, nullable=False),
+    Column("closed_at", Moment),  # reported or given up: the UID is dead (SC-6)
 )
 
 destination = _table(

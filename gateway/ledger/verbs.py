@@ -45,7 +45,7 @@ def retry(connection: Connection, key: str, now: datetime, who: str, *, force: b
     outcomes = [Outcome.WAITING, Outcome.FAILED]
     if force:
         outcomes += [Outcome.HELD, Outcome.DELIVERED]
-    if not _requeue(connection, key, delivery.c.outcome.in_(outcomes), now):
+    if not _requeue(connection, key, delivery.c.outcome.in_(outcomes), now, forced=force):
         raise WrongStateError(f"{key} is {row.outcome}", hint=_hint(row.outcome))
     _tell(connection, key, now, who, "retried", "to be tried again now")
 
@@ -162,10 +162,15 @@ def _read_again(connection: Connection, row: Any, now: datetime, who: str, verb:
     tickets.put(connection, f"receive:{key}", now)
 
 
-def _requeue(connection: Connection, key: str, which: ColumnElement[bool], now: datetime) -> int:
+def _requeue(
+    connection: Connection, key: str, which: ColumnElement[bool], now: datetime, *, forced: bool = False
+) -> int:
     mine = (delivery.c.message == key) & which
     names = list(connection.scalars(select(delivery.c.destination).where(mine).distinct()))
-    values = {"outcome": Outcome.WAITING, "code": None, "closed_at": None, "next_attempt": now, "failures": 0}
+    values: dict[str, Any] = {"outcome": Outcome.WAITING, "code": None, "closed_at": None, "next_attempt": now}
+    # It begins anew, proof of delivery included; whoever wants it sent does not ask whether it is there.
+    values |= {"failures": 0, "answers": None, "aborted_at": None, "known": False, "forced": forced}
+    values |= {"stored_at": None, "remark": None, "absences": 0, "transaction_uid": None}
     count = connection.execute(
         update(delivery).where(mine, ~delivery.c.sending).values(sends_unknown=0, **values)
     ).rowcount

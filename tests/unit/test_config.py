@@ -508,13 +508,6 @@ def test_encrypted_volume_is_known_through_what_it_is_built_on(tmp_path: Path, u
         (INBOUND, 'route "in".issuer', True),
         (INBOUND + 'patient_id = "prefix:A-"', 'route "in".patient_id', True),
         (INBOUND + 'accession = "clear"', 'route "in".accession', True),
-        (INBOUND.replace("[partner", 'confirm = "commitment"\n[partner'), "ae.pacs.confirm", True),
-        (
-            INBOUND + '[ae.spare]\ntitle = "B"\nhost = "127.0.0.1"\nport = 1\nconfirm = "find"',
-            "ae.spare.confirm",
-            False,
-        ),
-        (INBOUND.replace("[partner", 'transcode = "lossless"\n[partner'), "ae.pacs.transcode", False),
         (INBOUND + "[smime]", "smime", False),
         (INBOUND + '[console]\nusers_file = "users"', "console.users_file", False),
         (INBOUND.replace("accept", 'receipt = "15m"\naccept') + OUTBOUND, "partner.clinic-a.receipt", True),
@@ -536,6 +529,17 @@ def test_what_is_not_built_is_named_and_blocks_what_depends_on_it(
     assert found[key].level == ("problem" if blocks else "warning")
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_commitment_needs_a_door_for_its_reports(tmp_path: Path, used: bool) -> None:
+    """A PACS reports on an association of its own (SC-3); without a listener nothing would ever be delivered."""
+    spare = '[ae.spare]\ntitle = "B"\nhost = "127.0.0.1"\nport = 1\nconfirm = "commitment"\n'
+    text = INBOUND.replace("[partner", 'confirm = "commitment"\n[partner') if used else INBOUND + spare
+    found = {one.key: one for one in config.advice(load(tmp_path, GATEWAY + text))}
+    assert found["ae.pacs.confirm" if used else "ae.spare.confirm"].blocks is used
+    opened = text + '[storescp]\ntitle = "GW"\nlisten = "127.0.0.1:0"\n'
+    assert not [one for one in config.advice(load(tmp_path, GATEWAY + opened)) if one.key.endswith(".confirm")]
+
+
 def test_several_nodes_block_run(tmp_path: Path) -> None:
     """A database that is not used would look like one that is."""
     text = GATEWAY + 'database = "postgresql://db/gw"\nblobs = "s3://b/p"\n' + INBOUND
@@ -547,7 +551,7 @@ def test_several_nodes_block_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    ['confirm = "store"', 'transcode = "never"', "downtime = []"],
+    ['confirm = "find"', 'transcode = "lossless"', 'downtime = ["Sun 02:00-04:00"]'],
 )
 def test_what_is_built_already_is_not_named(tmp_path: Path, setting: str) -> None:
     """A key that is set to what happens anyway is no news."""
