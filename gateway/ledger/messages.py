@@ -14,7 +14,7 @@ from gateway.core.routing import Decision
 from gateway.ledger import tickets
 from gateway.ledger.events import append, entry, tell
 from gateway.ledger.notices import close_notice, open_notice
-from gateway.ledger.tables import delivery, finding, instance, message
+from gateway.ledger.tables import MAIL, delivery, finding, instance, message
 from gateway.model import Direction, Envelope, Header, Instance, Outcome, Reading, Stage, first_problem
 
 DROPPED: Final = "dropped"
@@ -352,7 +352,9 @@ def _set_outcome(
         return
     both = or_(message.c.id == key, message.c.duplicate_of == key)
     closed_at = None if outcome is Outcome.WAITING else now
-    values = {"outcome": outcome, "code": code, "stage": Stage.STORE, "closed_at": closed_at}
+    values: dict[str, Any] = {"outcome": outcome, "code": code, "closed_at": closed_at}
+    if key.startswith(Direction.IN):  # a collection is where COMPOSE and SUBMIT have put it
+        values["stage"] = Stage.STORE
     connection.execute(update(message).where(both).values(values))
     if before.outcome == outcome:
         return
@@ -445,6 +447,7 @@ def _known(connection: Connection, instances: Sequence[Instance]) -> dict[str, s
             select(instance.c.sop_instance, instance.c.transfer_syntax, instance.c.data_set_sha256)
             .join(delivery, (delivery.c.message == instance.c.message) & (delivery.c.number == instance.c.number))
             .where(instance.c.sop_instance.in_(uids[at : at + 500]), queued)
+            .where(delivery.c.destination.not_like(f"{MAIL}%"))  # what we mailed says nothing of what a PACS has
             .distinct()
         )
         for uid, syntax, data_set in rows:
