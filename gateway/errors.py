@@ -47,6 +47,18 @@ class PeerUnreachableError(GatewayError):
     exit_code = 3
 
 
+class RelayError(PeerUnreachableError):
+    """The mail relay cannot be used now; nothing of a mail was given to it.
+
+    Attributes:
+        lasting: It will not pass by itself: a name, a certificate or a password is wrong. A person is told at once.
+    """
+
+    def __init__(self, text: str, *, lasting: bool = False, hint: str = "") -> None:
+        super().__init__(text, hint=hint)
+        self.lasting = lasting
+
+
 class FolderInUseError(GatewayError):
     """Another process owns the data folder."""
 

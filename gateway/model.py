@@ -306,3 +306,58 @@ class Digest:
     sha256: str
     body_sha256: str
     header: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """A message as it is handed to a relay (RFC 5321 §2.3.1). Holds addresses: never logged.
+
+    Attributes:
+        content: Header and body with CRLF line ends, exactly as they go on the wire before transparency.
+        sender: MAIL FROM; empty for the null sender.
+        recipients: RCPT TO.
+        envelope_id: ENVID, by which a report finds its way back; None when no report is wanted (RFC 3461 §4.4).
+    """
+
+    content: Span
+    sender: str
+    recipients: tuple[str, ...]
+    envelope_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a mail server answered (RFC 5321 §4.2).
+
+    Attributes:
+        code: Its three digits.
+        status: Its enhanced status code, as ``5.1.1`` (RFC 3463); empty when it gave none.
+        text: Its words, one printable line. May quote an address: shown to a person, never logged.
+    """
+
+    code: int
+    status: str = ""
+    text: str = ""
+
+    @property
+    def good(self) -> bool:
+        """It took what was asked."""
+        return 200 <= self.code < 300
+
+    @property
+    def permanent(self) -> bool:
+        """Asking again brings the same answer (R6)."""
+        return self.code >= 500
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What became of one attempt to submit a mail.
+
+    Attributes:
+        replies: The last word about each recipient, in their order.
+        doubtful: Everything was sent, and no reply came: the relay may have it or not. ``replies`` is empty then.
+    """
+
+    replies: tuple[tuple[str, Reply], ...]
+    doubtful: bool = False

@@ -55,6 +55,27 @@ class MailData:
         return content
 
 
+class Transparency:
+    """Doubles the dots at line starts of a content that is sent in blocks cut anywhere; ``MailData`` undoes it.
+
+    Only CRLF is a line end, here as there.
+    """
+
+    def __init__(self) -> None:
+        self._last = END[:2]  # the data begins at a line start
+
+    def feed(self, block: bytes) -> bytes:
+        """The next block as it goes on the wire."""
+        if not block:
+            return block
+        last, self._last = self._last, (self._last + block[-2:])[-2:]
+        return (last + block).replace(_STUFFED, _STUFFED + b".")[len(last) :]
+
+    def end(self) -> bytes:
+        """What ends the data: the missing line end, if any, and the final dot."""
+        return END[2:] if self._last == END[:2] else END
+
+
 class Digester:
     """Hashes the content of one message while it is written down, and keeps its header.
 

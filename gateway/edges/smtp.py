@@ -17,6 +17,7 @@ import errno
 import ipaddress
 import logging
 import re
+import socket
 import ssl
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Sequence
@@ -80,7 +81,7 @@ AUTH_LINE: Final = 12288
 BEFORE_TLS: Final = frozenset({"EHLO", "HELO", "NOOP", "RSET", "STARTTLS", "QUIT", "HELP"})
 """What a session may do before TLS when it must have TLS (RFC 3207 §4)."""
 
-NOT_HERE: Final = frozenset({"BDAT", "EXPN", "TURN", "ETRN", "ATRN", "SEND", "SOML", "SAML", "VERB", "XCLIENT"})
+NOT_HERE: Final = frozenset({"BDAT", "TURN", "ETRN", "ATRN", "SEND", "SOML", "SAML", "VERB", "XCLIENT"})
 """Commands that exist, but not here."""
 
 NOT_MAIL: Final = frozenset({"CONNECT", "GET", "POST"})
@@ -280,7 +281,7 @@ class SmtpDoor:
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Where the door listens, the plain listener first."""
-        return [socket.getsockname()[:2] for server in self._servers for socket in server.sockets]
+        return [listener.getsockname()[:2] for server in self._servers for listener in server.sockets]
 
     @property
     def connections(self) -> int:
@@ -390,10 +391,13 @@ class _Session(_NoHooks, SMTP):
         if self._intake is not None:
             self._intake.lose()
             self._intake = None
-        return asyncio.StreamReaderProtocol.eof_received(self)
+        asyncio.StreamReaderProtocol.eof_received(self)
+        return not self._secured  # TLS has no half-closed connections
 
     def connection_lost(self, error: Exception | None) -> None:
         """Forget the connection. A running acceptance goes on: the ledger has it, or will (R1)."""
+        if self._lost:
+            return
         self._lost = True
         if self._timeout_handle is not None:
             self._timeout_handle.cancel()
@@ -424,6 +428,8 @@ class _Session(_NoHooks, SMTP):
     def _allow(self, seconds: float) -> None:
         """Give the peer this long from now. A timer that is due earlier looks at the clock again by itself."""
         self._until = self.loop.time() + seconds
+        if self._lost:
+            return
         if self._timeout_handle is not None and self._timeout_handle.when() > self._until:
             self._timeout_handle.cancel()
             self._timeout_handle = None
@@ -468,7 +474,7 @@ class _Session(_NoHooks, SMTP):
         if self.transport.is_closing():
             raise _Gone
         self._allow(self._door.deadlines.reply)
-        self._writer.write(reply + b"\r\n")
+        self.transport.write(reply + b"\r\n")
         try:
             await self._writer.drain()
         except OSError:
@@ -649,15 +655,28 @@ class _Session(_NoHooks, SMTP):
 
     async def _secure(self) -> None:
         assert self._door.tls is not None
+        assert self.transport is not None
         self._allow(self._door.deadlines.handshake)
         self._shaking_hands = True
+        lost: OSError | None = None
         try:
-            await self._writer.start_tls(self._door.tls, ssl_handshake_timeout=self._door.deadlines.handshake)
-        except OSError:  # ssl.SSLError is one
-            raise _Gone from None
-        finally:
-            self._shaking_hands = False
-        self.transport = self._writer.transport
+            # Not by the stream writer: it breaks when the peer leaves in the handshake.
+            secured = await self.loop.start_tls(
+                self.transport,
+                self,
+                self._door.tls,
+                server_side=True,
+                ssl_handshake_timeout=self._door.deadlines.handshake,
+            )
+        except OSError as error:  # ssl.SSLError is one
+            secured, lost = None, error
+        self._shaking_hands = False
+        if secured is None:
+            # asyncio tells nobody that a connection was lost before its handshake was done.
+            self.cut()
+            self.connection_lost(lost)
+            raise _Gone
+        self.transport = secured
         self._secured = True
         # Whatever was said in clear is forgotten (RFC 3207 §4.2).
         self.session = self._create_session()
@@ -1014,6 +1033,8 @@ def _why(error: OSError) -> str:
         return "another program uses this port"
     if error.errno in {errno.EACCES, errno.EPERM}:
         return "not permitted"
+    if isinstance(error, socket.gaierror):
+        return "there is no such address"
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine does not have this address"
     return type(error).__name__

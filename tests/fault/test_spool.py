@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,3 +236,62 @@ def test_the_kernel_sees_the_syncs_in_the_order_that_custody_needs(tmp_path: Pat
             if re.search(pattern, line) and "resumed" not in line
         ]
         assert steps == ["fsync file", "rename", "fsync folder", "fdatasync wal"], part
+
+
+async def test_a_large_file_makes_nobody_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are put on disk ahead, beside the batches that small ones share."""
+    spool = Spool(tmp_path / "spool")
+    begun, go = threading.Event(), threading.Event()
+    ahead = Draft.sync_ahead
+
+    def slow(one: Draft) -> None:
+        begun.set()
+        assert go.wait(10)
+        ahead(one)
+
+    monkeypatch.setattr(Draft, "sync_ahead", slow)
+    large = draft(spool, b"x" * (2 * spools.WRITEBACK_EVERY + 1))
+    task = asyncio.create_task(spool.commit(large, ".eml"))
+    await asyncio.to_thread(begun.wait, 10)
+    for _ in range(3):
+        assert spool.has(await spool.commit(draft(spool), ".eml"))
+    go.set()
+    assert spool.path(await task).stat().st_size == 2 * spools.WRITEBACK_EVERY + 1
+    spool.close()
+
+
+async def test_a_large_file_that_cannot_be_synced_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is kept, and its caller is told (R1)."""
+    spool = Spool(tmp_path / "spool")
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    large = draft(spool, b"x" * (spools.WRITEBACK_EVERY + 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(spools.os, "fsync", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            await spool.commit(large, ".eml")
+    assert left(spool) == []
+    spool.close()
+
+
+async def test_a_draft_that_was_discarded_is_not_committed(tmp_path: Path) -> None:
+    """It does not come back as an empty file."""
+    spool = Spool(tmp_path / "spool")
+    made = draft(spool)
+    made.discard()
+    with pytest.raises(FileNotFoundError):
+        await spool.commit(made, ".eml")
+    assert left(spool) == []
+    spool.close()
+
+
+async def test_a_file_that_another_process_wrote_is_committed(tmp_path: Path) -> None:
+    """A worker writes by the path of the draft, which nobody wrote here."""
+    spool = Spool(tmp_path / "spool")
+    made = spool.draft()
+    made.path.write_bytes(b"theirs")
+    key = await spool.commit(made, ".dcm")
+    assert spool.path(key).read_bytes() == b"theirs"
+    spool.close()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.core.data import END, Digester, MailData
+from gateway.core.data import END, Digester, MailData, Transparency
 
 PIECES = [
     b"\r",
@@ -97,6 +97,16 @@ def test_content_survives_the_way_a_sender_puts_it_on_the_wire(content: bytes, c
     assert receive(blocks(wire, cuts)) == (content, behind)
 
 
+@given(STREAMS, CUTS, CUTS)
+@example(b".\r\n..\r\n.", EVERYWHERE, [])
+def test_what_we_put_on_the_wire_is_received_as_it_was(content: bytes, cuts: list[int], others: list[int]) -> None:
+    """R22: dots at line starts are doubled wherever the blocks are cut; only a missing last line end is added."""
+    transparency = Transparency()
+    wire = b"".join(transparency.feed(block) for block in blocks(content, cuts)) + transparency.end()
+    complete = content if not content or content.endswith(b"\r\n") else content + b"\r\n"
+    assert receive(blocks(wire + b"QUIT\r\n", others)) == (complete, b"QUIT\r\n")
+
+
 @given(STREAMS, CUTS, st.integers(1, 40))
 @example(b"A: b\r\n\r\nbody", EVERYWHERE, 6)
 @example(b"A: b\r\n\r\nbody", EVERYWHERE, 5)
@@ -117,3 +127,13 @@ def test_a_content_has_one_digest_however_it_is_cut(content: bytes, cuts: list[i
         assert digest.header == header
         assert digest.sha256 == hashlib.sha256(header + blank + inner).hexdigest()
         assert digest.body_sha256 == ("" if body is None else hashlib.sha256(body).hexdigest())
+
+
+def test_every_short_stream_is_received_as_the_reference_receives_it() -> None:
+    """All streams of up to seven bytes over CR, LF, dot and a letter, whole and byte by byte."""
+    for length in range(8):
+        for letters in product((b"\r", b"\n", b".", b"x"), repeat=length):
+            stream = b"".join(letters) + END + b"QUIT"
+            expected = read_lines(stream)
+            assert receive([stream]) == expected, stream
+            assert receive([stream[at : at + 1] for at in range(len(stream))]) == expected, stream
