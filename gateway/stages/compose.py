@@ -1,0 +1,379 @@
+"""COMPOSE: takes custody of what modalities send, collects it by study, and writes the mails that carry it.
+
+Custody is taken here: 0x0000 is said only after the file is synced and its rows are committed (R20). A collection that
+is complete becomes file-sets that fit their partner's mail; what comes later begins the next generation, and no mail
+is ever changed. Composing may be repeated at any moment: nothing counts before the rows of its mails are committed,
+and the Message-IDs are in them (R26).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, ParamSpec, Protocol, TypeVar
+
+import structlog
+
+from gateway.config import Configuration, Partner, Route
+from gateway.core import creator, directory, grouping, header
+from gateway.core import letter as letters
+from gateway.core.creator import Capacity, Piece, Plan
+from gateway.core.directory import FileSet, Member
+from gateway.core.grouping import Rules
+from gateway.core.letter import Letter
+from gateway.errors import GatewayError, LedgerError, LowDiskError, RelayError
+from gateway.ledger import collections, submissions
+from gateway.ledger.collections import Arrival, Course, Kept, Row
+from gateway.ledger.ledger import Ledger
+from gateway.ledger.spool import Draft, Spool
+from gateway.ledger.submissions import Mail
+from gateway.model import Instance, Span
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+SUCCESS: Final = 0x0000
+OUT_OF_RESOURCES: Final = 0xA700
+NOT_AUTHORIZED: Final = 0x0124
+"""What a modality is told (PS3.4 Table B.2-1, PS3.7 Annex C)."""
+
+POISON: Final = 3
+"""Crashes with the same collection after which it is held."""
+
+STRANGE: Final = 3
+"""Failures nobody foresaw after which a collection is held; before that they are taken for temporary."""
+
+NEXT_TRY: Final = timedelta(seconds=30)
+
+GREETING: Final = 10.0
+"""Seconds that COMPOSE waits for the relay to say how big a mail may be."""
+
+OURS: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ESTALE}
+)
+"""What the operating system says when this machine has a trouble that no image can bring about."""
+
+
+class Received(Protocol):
+    """An instance as the DICOM door has written it down: group 0002 by us, the data set as it came (P10-6)."""
+
+    @property
+    def draft(self) -> Draft:
+        """Its file, not committed yet."""
+
+    @property
+    def instance(self) -> Instance:
+        """What it is; its file is the whole of the draft."""
+
+    @property
+    def calling(self) -> str:
+        """Who sent it, as an AE title."""
+
+    @property
+    def called(self) -> str:
+        """Whom it called."""
+
+    @property
+    def peer(self) -> str:
+        """Address of the peer, without port."""
+
+
+class Announcing(Protocol):
+    """A relay that says how big a mail may be."""
+
+    @property
+    def announced(self) -> int | None:
+        """Bytes of the longest mail it takes, as it last said."""
+
+    async def greet(self) -> None:
+        """Ask it.
+
+        Raises:
+            RelayError: It cannot be asked now.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one composition is made of, for a thread.
+
+    Attributes:
+        kept: The instances.
+        root: The folder of the spool.
+        letter: What all its mails have in common.
+        capacity: What one mail may have.
+    """
+
+    kept: tuple[Kept, ...]
+    root: Path
+    letter: Letter
+    capacity: Capacity
+
+
+class Compose:
+    """The stage, behind the DICOM door and the command line.
+
+    Args:
+        configuration: In force now; replaced by ``reload``.
+        ledger: The tables.
+        spool: The bytes.
+        relay: Says how big a mail may be; None without a relay.
+    """
+
+    def __init__(
+        self, configuration: Configuration, ledger: Ledger, spool: Spool, relay: Announcing | None = None
+    ) -> None:
+        self.ledger = ledger
+        self.spool = spool
+        self._relay = relay
+        self.reload(configuration)
+
+    def reload(self, configuration: Configuration) -> None:
+        """Use another configuration for what comes from now on."""
+        self.configuration = configuration
+        self.routes = tuple(route for route in configuration.route if route.mail)
+
+    # What a door needs
+
+    def titles(self) -> frozenset[str]:
+        """The AE titles that are answered: our own, and those that routes name."""
+        own = {self.configuration.storescp.title} if self.configuration.storescp else set()
+        return frozenset(own | {route.called for route in self.routes if route.called})
+
+    def course(self, called: str, calling: str) -> Course | None:
+        """Where instances go that one AE sends to another: the first route that matches; None for nowhere."""
+        for route in self.routes:
+            if grouping.takes(called, calling, route.called, route.calling):
+                return self._course(route, route.mail)
+        return None
+
+    def demand_room(self, size: int) -> None:
+        """Raise LowDiskError when an instance of this size has no room (R5). The mail that carries it needs more."""
+        self.spool.demand(self.floor + 3 * size)
+
+    @property
+    def floor(self) -> int:
+        """Free bytes below which nothing new is taken in."""
+        return self.configuration.limits.free_space_floor(self.spool.capacity)
+
+    def draft(self) -> Draft:
+        """Begin the file that an instance is written to."""
+        return self.spool.draft()
+
+    async def accept(self, received: Received) -> int:
+        """Take custody of an instance, and return the status that its sender is told. The draft is ours now."""
+        course = self.course(received.called, received.calling)
+        if course is None:
+            received.draft.discard()
+            return NOT_AUTHORIZED
+        try:
+            await self.take(received, course, "storescp")
+        except (LowDiskError, OSError, LedgerError) as error:
+            # A sender that is told so tries again; what is on the disk without a row was never ours.
+            log.warning("not_accepted", door="storescp", exception=type(error).__name__)
+            return OUT_OF_RESOURCES
+        return SUCCESS
+
+    async def take(self, received: Received, course: Course, door: str) -> None:
+        """Make an instance durable and join it to its collections.
+
+        Raises:
+            LowDiskError: There is no room; nothing was kept.
+            OSError: The disk did not take it; nothing was kept.
+            LedgerError: The ledger did not take it.
+        """
+        try:
+            self.demand_room(0)
+        except BaseException:
+            received.draft.discard()
+            raise
+        blob = await self.spool.commit(received.draft, ".dcm")
+        peers = (received.peer, received.calling, received.called)
+        arrival = Arrival(received.instance, blob, course, door, *peers, datetime.now(UTC))
+        if not await self.ledger.write_together(collections.accept, arrival):
+            await asyncio.to_thread(self.spool.remove, blob)  # the same instance once more: one is enough
+
+    def _course(self, route: Route, partners: Sequence[str]) -> Course:
+        addresses = tuple((name, self.configuration.partner[name].address) for name in partners)
+        return Course(route.name, addresses, _rules(route), route.urgent, route.late)
+
+    # What the carrier calls
+
+    async def look(self, key: str) -> datetime | None:
+        """Do what a collection wants; return when to look again.
+
+        Whatever goes wrong for an unknown reason is tried again, three times, and then held for a person.
+        """
+        row = await self.ledger.read(lambda c: collections.get(c, key))
+        if row is None:
+            return None
+        try:
+            return await self._look(row)
+        except Exception as error:  # noqa: BLE001  nobody foresaw it: it counts, and the third time a person is told
+            return await self._failed(row, error)
+
+    async def _look(self, row: Row) -> datetime | None:
+        if not row.completed:
+            now = datetime.now(UTC)
+            rules = self._rules_of(row.route)
+            due = await self.ledger.write(lambda c: collections.complete_when_due(c, row.id, rules, now))
+            if due is not None:
+                return due
+        if row.crashes >= POISON:
+            await self._hold(row.id, "poison", f"the gateway stopped {row.crashes} times while composing it")
+        elif (obstacle := self._obstacle(row.partner)) is not None:
+            await self._hold(row.id, *obstacle)
+        else:
+            await self._compose(row, self.configuration.partner[row.partner])
+        return None
+
+    def _rules_of(self, name: str) -> Rules:
+        """The rules of a route; without the route there is nothing to wait for."""
+        found = (_rules(route) for route in self.routes if route.name == name)
+        return next(found, Rules(timedelta(), timedelta(), 0))
+
+    def _obstacle(self, name: str) -> tuple[str, str] | None:
+        """Say why nothing may be mailed to a partner: a code, and words for a person."""
+        partner = self.configuration.partner.get(name)
+        if partner is None:
+            return PARTNER_REMOVED, f"there is no partner {name} any more"
+        if self.configuration.relay is None:
+            return NO_RELAY, "there is no relay to submit it to"
+        if "*" in partner.address:
+            return NO_ADDRESS, f"the address of {name} is a pattern: nobody can be mailed at it"
+        if partner.send != "plain":  # R21: clear text leaves only where the partner says so
+            return PROTECTION_NOT_BUILT, f"mail to {name} must be protected ({partner.send}), which is not built yet"
+        return None
+
+    async def _compose(self, row: Row, partner: Partner) -> None:
+        kept = await self.ledger.read(lambda c: collections.uncomposed(c, row.id))
+        order = Order(tuple(kept), self.spool.root, await self._letter(row, partner), await self._capacity(partner))
+        plan = await asyncio.to_thread(_plan, order)
+        writer = _Writer(self.spool, order, _uids(kept), partial=partner.partial)
+        try:
+            await writer.write(plan)
+        except BaseException:
+            await asyncio.to_thread(self.spool.remove_all, writer.blobs)
+            raise
+        now = datetime.now(UTC)
+        text = f"too big for one mail of {order.capacity.max_message} bytes"
+
+        def change(connection: collections.Connection) -> bool:
+            if writer.too_big:
+                collections.hold(connection, row.id, writer.too_big, "too-big", text, now)
+            if not writer.mails:
+                submissions.conclude(connection, row.id, now)
+                return True
+            return submissions.add(connection, row.id, writer.mails, writer.numbers, partner.address, now)
+
+        if not await self.ledger.write(change):
+            await asyncio.to_thread(self.spool.remove_all, writer.blobs)  # a person was quicker
+            return
+        log.info("composed", id=row.id, partner=row.partner, instances=len(kept), parts=len(writer.mails))
+
+    async def _letter(self, row: Row, partner: Partner) -> Letter:
+        configuration = self.configuration
+        assert configuration.relay is not None
+        letter = Letter(
+            configuration.relay.sender,
+            (partner.address,),
+            message_id(row.id, configuration.gateway.name),
+            datetime.now(UTC),
+            gateway=configuration.gateway.name,
+            phone=partner.phone or "",
+            loop_token=configuration.gateway.name,
+            collection=row.id,
+            headers=partner.headers,
+            format=partner.format,
+            multipart=partner.multipart,
+        )
+        if partner.text is None:
+            return letter
+        return replace(letter, text=await asyncio.to_thread(partner.text.read_text, "utf-8"))
+
+    async def _capacity(self, partner: Partner) -> Capacity:
+        """What one mail may have: the least of what partner and relay take, after everything (R22)."""
+        relay = self.configuration.relay
+        assert relay is not None
+        limits = [limit for limit in (partner.max_message, relay.max_message, await self._announced()) if limit]
+        return Capacity(min(limits), partner.max_parts)
+
+    async def _announced(self) -> int | None:
+        if self._relay is None:
+            return None
+        if self._relay.announced is None:
+            try:
+                async with asyncio.timeout(GREETING):
+                    await self._relay.greet()
+            except (RelayError, TimeoutError):
+                return None  # what it will not take is composed anew
+        return self._relay.announced
+
+    async def _failed(self, row: Row, error: Exception) -> datetime | None:
+        now = datetime.now(UTC)
+        name = type(error).__name__
+        log.warning("compose_failed", id=row.id, exception=name)
+        if isinstance(error, FileNotFoundError):
+            kept = await self.ledger.read(lambda c: collections.uncomposed(c, row.id))
+            gone = [one.number for one in kept if not self.spool.has(one.blob)]
+            if gone:
+                change = collections.hold
+                text = f"the bytes of {len(gone)} instances are gone from the spool"
+                await self.ledger.write(lambda c: change(c, row.id, gone, "bytes-missing", text, now))
+                return now
+        if isinstance(error, OSError) and error.errno in OURS:
+            return now + NEXT_TRY  # the disk is full or ill: that does not count against the images (R5)
+        text = error.text if isinstance(error, GatewayError) else f"composing failed: {name}"
+        if await self.ledger.write(lambda c: collections.count_try(c, row.id, text, now)) >= STRANGE:
+            await self._hold(row.id, "not-composed", f"{text}, {STRANGE} times")
+            return None
+        return now + NEXT_TRY
+
+    async def _hold(self, key: str, code: str, text: str) -> None:
+        """Hold everything of a collection that lies in no mail yet."""
+        now = datetime.now(UTC)
+
+        def change(connection: collections.Connection) -> None:
+            numbers = [one.number for one in collections.uncomposed(connection, key)]
+            collections.hold(connection, key, numbers, code, text, now)
+            submissions.conclude(connection, key, now)
+
+        await self.ledger.write(change)
+        log.warning("held", id=key, code=code)
+
+
+PARTNER_REMOVED: Final = "partner-removed"
+NO_RELAY: Final = "no-relay"
+NO_ADDRESS: Final = "no-address"
+PROTECTION_NOT_BUILT: Final = "protection-not-built"
+
+
+def message_id(key: str, host: str) -> str:
+    """Make a Message-ID that is ours, nobody can guess, and is as long as any other of the same item."""
+    return f"<{key}.{secrets.token_hex(8)}@{host}>"
+
+
+def _rules(route: Route) -> Rules:
+    return Rules(route.quiet, route.max_age, route.max_size)
+
+
+def _uids(kept: Sequence[Kept]) -> dict[tuple[str, Path], int]:
+    return {(one.sop_instance, Path(one.blob)): one.number for one in kept}
+
+
+def _plan(order: Order) -> Plan:
+    members = (_member(one, order.root) for one in order.kept)
+    return creator.plan([directory.describe(one) for one in members], order.letter, order.capacity)
+
+
+def _member(one: Kept, root: Path) -> Member:
+    span = Span(root / one.blob, 0, one.size)
+    uids = (one.sop_class, one.sop_instance, one.study, one.series, one.transfer_syntax)
+    return Member(*uids, span, one.data_set, one.sha256)
