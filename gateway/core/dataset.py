@@ -28,7 +28,10 @@ VALUE_LIMIT: Final = 16 << 10
 PIECE: Final = 64 << 10
 """Bytes read at once behind a value that was skipped."""
 
-_ITEM: Final = 0xFFFEE000
+ITEM: Final = 0xFFFEE000
+"""The tag of an item (PS3.5 7.5)."""
+
+_LAST: Final = 0xFFFFFFFF
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _PIXEL_DATA: Final = 0x7FE00010
@@ -169,25 +172,40 @@ class Walked:
     ends_with_pixels: bool = False
 
 
-def walk(source: Source, start: int, transfer_syntax: str, wanted: frozenset[int], *, nested: bool = False) -> Walked:
-    """Walk a data set to its end.
+def walk(
+    source: Source,
+    start: int,
+    transfer_syntax: str,
+    wanted: frozenset[int],
+    *,
+    nested: bool = False,
+    deepest: int = NESTING_LIMIT,
+    until: int = _LAST,
+) -> Walked:
+    """Walk a data set to its end, or as far as it is asked for.
 
     Args:
         source: Where it lies. A deflated one is inflated by the caller.
         start: Offset of its first element.
         transfer_syntax: What its bytes are in. Every syntax that is not named here is Explicit VR Little Endian.
         wanted: Tags whose values are picked.
-        nested: Pick them in items, too.
+        nested: Pick them in items, too. With ``ITEM`` among the wanted, each sequence and each of its items leaves a
+            mark before what is in it: an empty value, for an item at the depth of its content.
+        deepest: The depth beyond which nothing is picked.
+        until: The walk may end before the first element of the data set itself that has a higher tag. It does so before
+            one that is wanted, or is not an ordinary one.
 
     Raises:
         Problem: It does not parse: ``truncated-data-set``, ``damaged-data-set``, ``nested-too-deep``,
             ``wrong-transfer-syntax``.
     """
-    return _Walk(source, start, transfer_syntax, wanted, nested=nested).run()
+    return _Walk(source, start, transfer_syntax, wanted, deepest if nested else 0, until).run()
 
 
 class _Walk:
-    def __init__(self, source: Source, start: int, syntax: str, wanted: frozenset[int], *, nested: bool) -> None:
+    def __init__(
+        self, source: Source, start: int, syntax: str, wanted: frozenset[int], deepest: int, until: int
+    ) -> None:
         order = ">" if syntax == BIG_ENDIAN else "<"
         self._swapped = syntax == BIG_ENDIAN
         self._tag_vr = Struct(order + "HH2sH").unpack_from
@@ -198,9 +216,11 @@ class _Walk:
         self._wanted = wanted
         # The same tags, and those that need a closer look, as one little endian number reads them.
         self._stops = frozenset(
-            (tag & 0xFFFF) << 16 | tag >> 16 for tag in (*wanted, _ITEM, _ITEM_END, _SEQUENCE_END, 0)
+            (tag & 0xFFFF) << 16 | tag >> 16 for tag in (*wanted, ITEM, _ITEM_END, _SEQUENCE_END, 0)
         )
-        self._nested = nested
+        self._marks = ITEM in wanted
+        self._deepest = deepest
+        self._until = until
         explicit = syntax not in (IMPLICIT, GE_IMPLICIT)
         self._stack = [_Level(_DATA_SET, -1, _ENDLESS, explicit)]
         self._buffer = b""
@@ -297,7 +317,7 @@ class _Walk:
             self._at += 8
             self._stack.pop()
             return False
-        if tag == 0 and top and self._is_padding():
+        if top and (tag > self._until or (tag == 0 and self._is_padding())):
             return True
         head = 8
         if not level.explicit:
@@ -318,9 +338,11 @@ class _Walk:
         if length == _UNDEFINED:
             self._enter(tag, vr, level)
         elif vr == b"SQ":
+            self._mark(tag)
             self._push(_SEQUENCE, length, level)
         elif not vr and length >= 8 and self._is_item():
             # Implicit VR does not say what is a sequence: what begins with an item is taken for one.
+            self._mark(tag)
             self._push(_SEQUENCE, length, level, guessed=True)
         else:
             self._value(tag, length)
@@ -330,16 +352,23 @@ class _Walk:
         return self._need(8) and self._buffer.startswith(_ITEM_BYTES, self._at - self._base)
 
     def _value(self, tag: int, length: int) -> None:
-        if tag in self._wanted and (self._nested or len(self._stack) == 1) and length <= VALUE_LIMIT:
+        depth = len(self._stack) // 2
+        if tag in self._wanted and depth <= self._deepest and length <= VALUE_LIMIT:
             if not self._need(length):
                 raise Problem("truncated-data-set")
             index = self._at - self._base
-            depth = len(self._stack) // 2
             self._walked.found.append(Found(depth, tag, bytes(self._buffer[index : index + length])))
         self._at += length
 
+    def _mark(self, tag: int) -> None:
+        """Note where a sequence or an item begins, for those who asked."""
+        depth = len(self._stack) // 2
+        if self._marks and depth <= self._deepest:
+            self._walked.found.append(Found(depth, tag, b""))
+
     def _enter(self, tag: int, vr: bytes, level: _Level) -> None:
         """Begin a value of undefined length."""
+        self._mark(tag)
         if vr == b"UN":
             # PS3.5 6.2.2: what is inside is a sequence in Implicit VR Little Endian.
             self._push(_SEQUENCE, None, level, implicit=True)
@@ -354,9 +383,10 @@ class _Walk:
         group, element, length = self._tag_length(self._buffer, self._at - self._base)
         tag = group << 16 | element
         self._at += 8
-        if tag == _ITEM and level.kind == _SEQUENCE:
+        if tag == ITEM and level.kind == _SEQUENCE:
+            self._mark(tag)
             self._push(_DATA_SET, None if length == _UNDEFINED else length, level)
-        elif tag == _ITEM and length != _UNDEFINED:
+        elif tag == ITEM and length != _UNDEFINED:
             self._at += length
         elif tag == _SEQUENCE_END and level.end < 0:
             self._stack.pop()
