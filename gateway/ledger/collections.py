@@ -315,7 +315,12 @@ def complete_when_due(connection: Connection, key: str, rules: Rules, now: datet
     due = grouping.due(row.facts, rules, now)
     if due > now:
         return due
-    complete(connection, key, "nothing came any more" if row.facts.size < rules.max_size else "it is big enough", now)
+    why = "nothing came any more"
+    if row.facts.size >= rules.max_size:
+        why = "it is big enough"
+    elif row.facts.last_at + rules.quiet > now:
+        why = "it is old enough"
+    complete(connection, key, why, now)
     return None
 
 

@@ -14,7 +14,7 @@ from gateway.core.routing import Decision
 from gateway.ledger import tickets
 from gateway.ledger.events import append, entry, tell
 from gateway.ledger.notices import close_notice, open_notice
-from gateway.ledger.tables import MAIL, delivery, finding, instance, message
+from gateway.ledger.tables import MAIL, delivery, event, finding, instance, message
 from gateway.model import Direction, Envelope, Header, Instance, Outcome, Reading, Stage, first_problem
 
 DROPPED: Final = "dropped"
@@ -375,6 +375,62 @@ def announce(connection: Connection, key: str, outcome: Outcome, code: str | Non
     if outcome in {Outcome.HELD, Outcome.FAILED}:
         hint = f"dicom-mail queue show {key}"
         open_notice(connection, now, outcome, key, f"{key} is {outcome}: {code}", hint)
+        if key.startswith(Direction.IN) and code != "by-operator":
+            tickets.put(connection, f"report:{key}", now)
+
+
+SENDER_TOLD: Final = "sender-told"
+"""The event after which the sender of a mail is told no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What a partner may be told about a mail of its own that was not forwarded.
+
+    Attributes:
+        sender: The envelope sender.
+        recipients: Whom it was for.
+        partner: Whom it is from.
+        message_id: Its Message-ID; None when it has none.
+        outcome: ``held`` or ``failed``.
+        code: Why.
+        counts: How many instances it has, and how many of them were delivered everywhere.
+    """
+
+    sender: str
+    recipients: tuple[str, ...]
+    partner: str
+    message_id: str | None
+    outcome: Outcome
+    code: str | None
+    counts: tuple[int, int]
+
+
+def trouble(connection: Connection, key: str) -> Trouble | None:
+    """Read a partner's mail that is held or failed; None when there is nothing to tell, or its sender was told."""
+    row = connection.execute(
+        select(message).where(
+            message.c.id == key,
+            message.c.direction == Direction.IN,
+            message.c.outcome.in_([Outcome.HELD, Outcome.FAILED]),
+            message.c.partner.is_not(None),
+            message.c.sender != "",
+            message.c.duplicate_of.is_(None),
+        )
+    ).one_or_none()
+    told = (event.c.message == key) & (event.c.kind == SENDER_TOLD)
+    if row is None or connection.scalar(select(event.c.id).where(told).limit(1)) is not None:
+        return None
+    count = connection.scalar(select(func.count()).select_from(instance).where(instance.c.message == key)) or 0
+    open_ones = (delivery.c.message == key) & (delivery.c.outcome != Outcome.DELIVERED)
+    missing = connection.scalar(select(func.count(func.distinct(delivery.c.number))).where(open_ones)) or 0
+    who = (row.sender, tuple(row.recipients), row.partner, row.message_id)
+    return Trouble(*who, Outcome(row.outcome), row.code, (count, count - missing))
+
+
+def told_sender(connection: Connection, key: str, now: datetime) -> None:
+    """Remember that the sender of a mail was told what became of it."""
+    tell(connection, now, SENDER_TOLD, "its sender was told so, once", message=key)
 
 
 def _note_findings(connection: Connection, key: str, reading: Reading) -> None:

@@ -6,13 +6,14 @@ exactly the doubtful ones. The deliveries of a file-set follow the mails that ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, update
 
+from gateway.core.dsn import Told
 from gateway.core.retry import Facts, Next
 from gateway.ledger import deliveries, tickets
 from gateway.ledger.deliveries import Condition
@@ -274,18 +275,16 @@ def follow(connection: Connection, key: str, now: datetime) -> None:
     fold(connection, [key], now)
 
 
-def recover(connection: Connection, now: datetime, decide: Callable[[Facts], Next], besides: Collection[Work]) -> int:
+def recover(connection: Connection, now: datetime, decide: Callable[[Facts], Next]) -> int:
     """Count as unknown, and space, what is marked as on the wire although nobody submits it; return how many.
 
     After an unclean stop the relay may have it or not: it is repeated with its Message-ID, so that it can be known.
     """
-    busy = {(work.message, work.number) for work in besides}
-    rows = connection.execute(
+    lost = connection.execute(
         select(submission, message.c.received_at)
         .join(message, message.c.id == submission.c.message)
         .where(submission.c.sending)
     ).all()
-    lost = [row for row in rows if (row.message, row.number) not in busy]
     for row in lost:
         values: dict[str, Any] = {"sending": False, "sends_unknown": row.sends_unknown + 1}
         values["comment"] = "gateway stopped"
@@ -381,36 +380,19 @@ def close(
     return count
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a report says about one of our mails.
-
-    Attributes:
-        envid: Original-Envelope-Id; None when it has none.
-        message_id: Of the mail that it is about; None when it does not say.
-        action: ``failed``, ``delayed``, ``delivered``, ``relayed`` or ``expanded`` (RFC 3464 §2.3.3).
-        status: The enhanced status code, as ``5.1.1``; empty when it has none.
-    """
-
-    envid: str | None
-    message_id: str | None
-    action: str
-    status: str
-
-
 def report(connection: Connection, told: Told, source: str, now: datetime) -> str | None:
     """Match a report with the mail it is about, and believe it; return the item, None when it is about none of ours.
 
     A mail that could not be delivered turns failed, with a notice (R25).
     """
-    which = [submission.c.envid == told.envid] if told.envid else []
+    which = [submission.c.envid == told.envelope_id] if told.envelope_id else []
     which += [submission.c.message_id == told.message_id] if told.message_id else []
     rows = (
         connection.execute(select(submission).where(or_(*which)).order_by(submission.c.number)).all() if which else []
     )
     if not rows:
         return None
-    row = next((one for one in rows if one.envid == told.envid), rows[0])
+    row = next((one for one in rows if one.envid == told.envelope_id), rows[0])
     what = f"{told.action} {told.status}".strip()
     tell(connection, now, "report", f"mail {row.part} of {row.parts}: {what}, says {source}", message=row.message)
     if told.action == "failed" and row.code != DROPPED:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import BinaryIO, Final, Protocol
 
 import structlog
+from sqlalchemy import Connection
 
 from gateway.config import Configuration, Partner, Route
 from gateway.core import creator, directory, grouping, header
@@ -26,7 +27,7 @@ from gateway.core.creator import Capacity, Piece, Plan
 from gateway.core.directory import FileSet, Member
 from gateway.core.grouping import Rules
 from gateway.core.letter import Letter
-from gateway.errors import GatewayError, LedgerError, LowDiskError, RelayError
+from gateway.errors import GatewayError, RelayError, UsageError
 from gateway.ledger import collections, submissions
 from gateway.ledger.collections import Arrival, Course, Kept, Row
 from gateway.ledger.ledger import Ledger
@@ -34,15 +35,19 @@ from gateway.ledger.spool import Draft, Spool
 from gateway.ledger.submissions import Mail
 from gateway.model import Instance, Span
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 log = structlog.get_logger(__name__)
 
 SUCCESS: Final = 0x0000
-OUT_OF_RESOURCES: Final = 0xA700
 NOT_AUTHORIZED: Final = 0x0124
-"""What a modality is told (PS3.4 Table B.2-1, PS3.7 Annex C)."""
+"""What a modality is told (PS3.7 Annex C)."""
+
+BY_HAND: Final = "(by hand)"
+"""Stands for the route of what a person sends."""
+
+HAND: Final = timedelta(seconds=5)
+"""How long a collection of files waits for the next one."""
+
+LATE: Final = timedelta(minutes=30)
 
 POISON: Final = 3
 """Crashes with the same collection after which it is held."""
@@ -61,28 +66,68 @@ OURS: Final = frozenset(
 """What the operating system says when this machine has a trouble that no image can bring about."""
 
 
+class Caller(Protocol):
+    """Who opened an association, and whom it meant."""
+
+    @property
+    def calling(self) -> str:
+        """Calling AE title; proves nothing."""
+
+    @property
+    def called(self) -> str:
+        """Called AE title."""
+
+    @property
+    def peer(self) -> str:
+        """Address, without port."""
+
+
 class Received(Protocol):
     """An instance as the DICOM door has written it down: group 0002 by us, the data set as it came (P10-6)."""
 
     @property
+    def caller(self) -> Caller:
+        """Who sent it to which title."""
+
+    @property
+    def sop_class(self) -> str:
+        """SOP Class UID."""
+
+    @property
+    def sop_instance(self) -> str:
+        """SOP Instance UID."""
+
+    @property
+    def study(self) -> str:
+        """Study Instance UID."""
+
+    @property
+    def series(self) -> str:
+        """Series Instance UID."""
+
+    @property
+    def transfer_syntax(self) -> str:
+        """Transfer Syntax UID."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+
+    @property
+    def sha256(self) -> str:
+        """Names the file, in hexadecimal."""
+
+    @property
+    def data_set_sha256(self) -> str:
+        """Of the data set, in hexadecimal."""
+
+    @property
+    def data_set(self) -> int:
+        """Offset of the data set in the file."""
+
+    @property
     def draft(self) -> Draft:
-        """Its file, not committed yet."""
-
-    @property
-    def instance(self) -> Instance:
-        """What it is; its file is the whole of the draft."""
-
-    @property
-    def calling(self) -> str:
-        """Who sent it, as an AE title."""
-
-    @property
-    def called(self) -> str:
-        """Whom it called."""
-
-    @property
-    def peer(self) -> str:
-        """Address of the peer, without port."""
+        """The file, not committed yet."""
 
 
 class Announcing(Protocol):
@@ -143,9 +188,12 @@ class Compose:
     # What a door needs
 
     def titles(self) -> frozenset[str]:
-        """The AE titles that are answered: our own, and those that routes name."""
-        own = {self.configuration.storescp.title} if self.configuration.storescp else set()
-        return frozenset(own | {route.called for route in self.routes if route.called})
+        """The AE titles that routes name, beside the door's own."""
+        return frozenset(route.called for route in self.routes if route.called)
+
+    def welcomes(self, caller: Caller) -> bool:
+        """Whether images of this caller have somewhere to go."""
+        return self.course(caller.called, caller.calling) is not None
 
     def course(self, called: str, calling: str) -> Course | None:
         """Where instances go that one AE sends to another: the first route that matches; None for nowhere."""
@@ -153,6 +201,18 @@ class Compose:
             if grouping.takes(called, calling, route.called, route.calling):
                 return self._course(route, route.mail)
         return None
+
+    def course_to(self, partner: str) -> Course:
+        """Where instances go that a person sends to one partner: by no route, and waiting for nothing more.
+
+        Raises:
+            UsageError: There is no such partner.
+        """
+        if partner not in self.configuration.partner:
+            known = ", ".join(self.configuration.partner) or "none"
+            raise UsageError(f"there is no partner {partner}", hint=f"configured: {known}")
+        address = self.configuration.partner[partner].address
+        return Course(BY_HAND, ((partner, address),), self._rules_of(BY_HAND), urgent=True, late=LATE)
 
     def demand_room(self, size: int) -> None:
         """Raise LowDiskError when an instance of this size has no room (R5). The mail that carries it needs more."""
@@ -168,26 +228,24 @@ class Compose:
         return self.spool.draft()
 
     async def accept(self, received: Received) -> int:
-        """Take custody of an instance, and return the status that its sender is told. The draft is ours now."""
-        course = self.course(received.called, received.calling)
-        if course is None:
+        """Take custody of an instance, and return the status that its sender is told. The draft is ours now.
+
+        Raises:
+            LowDiskError: There is no room; nothing was kept.
+            OSError: The disk did not take it; nothing was kept.
+            LedgerError: The ledger did not take it; what is on the disk without a row was never ours.
+        """
+        course = self.course(received.caller.called, received.caller.calling)
+        if course is None:  # its route went while the association was open
             received.draft.discard()
             return NOT_AUTHORIZED
-        try:
-            await self.take(received, course, "storescp")
-        except (LowDiskError, OSError, LedgerError) as error:
-            # A sender that is told so tries again; what is on the disk without a row was never ours.
-            log.warning("not_accepted", door="storescp", exception=type(error).__name__)
-            return OUT_OF_RESOURCES
+        await self.take(received, course, "storescp")
         return SUCCESS
 
     async def take(self, received: Received, course: Course, door: str) -> None:
         """Make an instance durable and join it to its collections.
 
-        Raises:
-            LowDiskError: There is no room; nothing was kept.
-            OSError: The disk did not take it; nothing was kept.
-            LedgerError: The ledger did not take it.
+        Raises: as ``accept``.
         """
         try:
             self.demand_room(0)
@@ -195,10 +253,16 @@ class Compose:
             received.draft.discard()
             raise
         blob = await self.spool.commit(received.draft, ".dcm")
-        peers = (received.peer, received.calling, received.called)
-        arrival = Arrival(received.instance, blob, course, door, *peers, datetime.now(UTC))
+        caller, now = received.caller, datetime.now(UTC)
+        peers = (caller.peer, caller.calling, caller.called)
+        arrival = Arrival(self._instance(received, blob), blob, course, door, *peers, now)
         if not await self.ledger.write_together(collections.accept, arrival):
             await asyncio.to_thread(self.spool.remove, blob)  # the same instance once more: one is enough
+
+    def _instance(self, one: Received, blob: str) -> Instance:
+        file = Span(self.spool.path(blob), 0, one.size)
+        uids = (one.sop_class, one.sop_instance, one.study, one.series, one.transfer_syntax)
+        return Instance(*uids, one.sha256, one.data_set_sha256, "", None, file, one.data_set)
 
     def _course(self, route: Route, partners: Sequence[str]) -> Course:
         addresses = tuple((name, self.configuration.partner[name].address) for name in partners)
@@ -236,6 +300,8 @@ class Compose:
 
     def _rules_of(self, name: str) -> Rules:
         """The rules of a route; without the route there is nothing to wait for."""
+        if name == BY_HAND:
+            return Rules(HAND, LATE, 1 << 62)
         found = (_rules(route) for route in self.routes if route.name == name)
         return next(found, Rules(timedelta(), timedelta(), 0))
 
@@ -256,7 +322,7 @@ class Compose:
         kept = await self.ledger.read(lambda c: collections.uncomposed(c, row.id))
         order = Order(tuple(kept), self.spool.root, await self._letter(row, partner), await self._capacity(partner))
         plan = await asyncio.to_thread(_plan, order)
-        writer = _Writer(self.spool, order, _uids(kept), partial=partner.partial)
+        writer = _Writer(self.spool, order, row.id, self.configuration.gateway.name, cut=partner.partial)
         try:
             await writer.write(plan)
         except BaseException:
@@ -265,7 +331,7 @@ class Compose:
         now = datetime.now(UTC)
         text = f"too big for one mail of {order.capacity.max_message} bytes"
 
-        def change(connection: collections.Connection) -> bool:
+        def change(connection: Connection) -> bool:
             if writer.too_big:
                 collections.hold(connection, row.id, writer.too_big, "too-big", text, now)
             if not writer.mails:
@@ -340,7 +406,7 @@ class Compose:
         """Hold everything of a collection that lies in no mail yet."""
         now = datetime.now(UTC)
 
-        def change(connection: collections.Connection) -> None:
+        def change(connection: Connection) -> None:
             numbers = [one.number for one in collections.uncomposed(connection, key)]
             collections.hold(connection, key, numbers, code, text, now)
             submissions.conclude(connection, key, now)
@@ -364,8 +430,90 @@ def _rules(route: Route) -> Rules:
     return Rules(route.quiet, route.max_age, route.max_size)
 
 
-def _uids(kept: Sequence[Kept]) -> dict[tuple[str, Path], int]:
-    return {(one.sop_instance, Path(one.blob)): one.number for one in kept}
+class _Writer:
+    """Writes the mails of one composition, one after another, each durable before the next begins.
+
+    Attributes:
+        mails: What was written.
+        numbers: The instances of each file-set.
+        too_big: Instances that fit no mail alone.
+        blobs: The files, to be removed when they turn out not to be wanted.
+    """
+
+    def __init__(self, spool: Spool, order: Order, key: str, host: str, *, cut: bool) -> None:
+        self.mails: list[Mail] = []
+        self.numbers: list[list[int]] = []
+        self.too_big: list[int] = []
+        self.blobs: list[str] = []
+        self._spool = spool
+        self._order = order
+        self._key = key
+        self._host = host
+        self._cut = cut
+        self._number = {spool.path(one.blob): one.number for one in order.kept}
+
+    async def write(self, plan: Plan) -> None:
+        """Write the mails of a plan.
+
+        Raises:
+            OSError: A file cannot be read, or the disk does not take a mail.
+            GatewayError: A mail cannot be written.
+        """
+        oversized = plan.oversized if self._cut else ()
+        self.too_big = [number for one in plan.oversized for number in self._numbers(one)] if not self._cut else []
+        total = len(plan.file_sets) + len(oversized)
+        for part, file_set in enumerate((*plan.file_sets, *oversized), 1):
+            letter = replace(self._order.letter, part=part, parts=total, message_id=message_id(self._key, self._host))
+            self.numbers.append(self._numbers(file_set))
+            if part <= len(plan.file_sets):
+                await self._whole(file_set, letter)
+            else:
+                await self._pieces(file_set, letter)
+
+    def _numbers(self, file_set: FileSet) -> list[int]:
+        return [self._number[entry.member.file.path] for entry in file_set.entries]
+
+    async def _whole(self, file_set: FileSet, letter: Letter) -> None:
+        draft = self._spool.draft()
+        try:
+            # Protection (S/MIME) goes between the halves of a letter, here.
+            size = await asyncio.to_thread(_write, draft.path, lambda out: letters.write(file_set, letter, out))
+        except BaseException:
+            draft.discard()
+            raise
+        await self._keep(draft, letter, letter.message_id, size)
+
+    async def _pieces(self, file_set: FileSet, letter: Letter) -> None:
+        """Write one instance that is too big for a mail as several message/partial."""
+        whole = self._spool.draft()
+        try:
+            size = await asyncio.to_thread(_write, whole.path, lambda out: letters.write(file_set, letter, out))
+            limit, word = self._order.capacity.max_message, letter.message_id.strip("<>")
+            span = Span(whole.path, 0, size)
+            for piece in await asyncio.to_thread(creator.fragments, span, limit, word):
+                await self._piece(piece, letter)
+        finally:
+            whole.discard()
+
+    async def _piece(self, piece: Piece, letter: Letter) -> None:
+        draft = self._spool.draft()
+        try:
+            size = await asyncio.to_thread(_write, draft.path, lambda out: creator.write_piece(piece, out))
+        except BaseException:
+            draft.discard()
+            raise
+        await self._keep(draft, letter, header.parse(piece.header).message_id or letter.message_id, size)
+
+    async def _keep(self, draft: Draft, letter: Letter, own: str, size: int) -> None:
+        blob = await self._spool.commit(draft, ".eml")
+        self.blobs.append(blob)
+        self.mails.append(Mail(len(self.numbers), letter.part, letter.parts, own, blob, size))
+
+
+def _write(path: Path, write: Callable[[BinaryIO], None]) -> int:
+    with path.open("xb") as out:
+        write(out)
+        return out.tell()
 
 
 def _plan(order: Order) -> Plan:
