@@ -238,6 +238,7 @@ class Read:
         held: Code for a message that needs a person (``no-dicom``), else None.
         problem: Code for a part that could not be read although instances go on, else None.
         seconds: How long the reading took.
+        matched: The item of ours that it reports about; None for none. Then nothing else is made of it.
     """
 
     reading: Reading
@@ -247,6 +248,7 @@ class Read:
     held: str | None
     problem: str | None
     seconds: float
+    matched: str | None = None
 
 
 def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
@@ -266,7 +268,7 @@ def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
         return False
     connection.execute(update(message).where(message.c.duplicate_of == key).values(stage=Stage.STORE))
     _note_findings(connection, key, read.reading)
-    instances = read.reading.instances
+    instances = () if read.matched else read.reading.instances
     if instances and read.destinations:
         known = _known(connection, instances)
         connection.execute(insert(instance), [_instance_values(key, n, one) for n, one in enumerate(instances, 1)])
@@ -274,7 +276,9 @@ def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
         for name in read.destinations:
             tickets.put(connection, f"store:{name}", now)
     tell(connection, now, "read", _summary(read), message=key)
-    if read.held or read.refused:
+    if read.matched:
+        _close_whole(connection, key, Outcome.DELIVERED, "report", now)
+    elif read.held or read.refused:
         outcome, code = Outcome.HELD if read.held else Outcome.REFUSED, read.held or read.refused
         tell(connection, now, f"now-{outcome}", f"{outcome}: {code}", message=key)
         _close_whole(connection, key, outcome, code, now)
@@ -306,10 +310,10 @@ def count_try(connection: Connection, key: str, text: str, now: datetime) -> int
 
 
 def count_crashes(connection: Connection, keys: Iterable[str], now: datetime) -> None:
-    """Count, after an unclean stop, the messages that were being read when it happened."""
+    """Count, after an unclean stop, the items that were being read or composed when it happened."""
     for key in keys:
         connection.execute(update(message).where(message.c.id == key).values(crashes=message.c.crashes + 1))
-        tell(connection, now, "crashed", "the gateway stopped while this message was being read", message=key)
+        tell(connection, now, "crashed", "the gateway stopped while it was working on this", message=key)
 
 
 def fold(connection: Connection, keys: Sequence[str], now: datetime) -> None:
@@ -445,6 +449,8 @@ def _note_findings(connection: Connection, key: str, reading: Reading) -> None:
 
 def _summary(read: Read) -> str:
     count = len(read.reading.instances)
+    if read.matched:
+        return f"read as a report about {read.matched}"
     if not count:
         return f"read as {read.reading.kind}: no instance to store"
     where = ", ".join(read.destinations) or "no destination"

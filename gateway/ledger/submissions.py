@@ -306,20 +306,22 @@ def recover(connection: Connection, now: datetime, decide: Callable[[Facts], Nex
 
 
 def requeue(connection: Connection, key: str, outcomes: Sequence[Outcome], now: datetime, *, doubtful: bool) -> int:
-    """Want the parts of an item once more that have these outcomes; return how many instances that is.
+    """Want the parts of an item once more that have these outcomes; return how many there are.
 
     What the relay found too big is composed anew. Mails of which nothing is known are repeated as they are.
     """
     wanted = submission.c.outcome.in_(outcomes) & ~submission.c.sending & (submission.c.message == key)
     if doubtful:
         wanted &= submission.c.sends_unknown > 0
-    before = connection.scalar(_waiting(key)) or 0
+    count = 0
     again = {"outcome": Outcome.WAITING, "code": None, "closed_at": None, "failures": 0}
     if not doubtful:
-        _compose_anew(connection, key, now)
+        if {Outcome.FAILED} & set(outcomes):
+            _compose_anew(connection, key, now)
         loose = (delivery.c.message == key) & delivery.c.file_set.is_(None) & delivery.c.outcome.in_(outcomes)
-        connection.execute(update(delivery).where(loose).values(next_attempt=now, **again))
-    mails = connection.execute(update(submission).where(wanted).values(next_attempt=now, sends_unknown=0, **again))
+        count = connection.execute(update(delivery).where(loose).values(next_attempt=now, **again)).rowcount
+    mails = update(submission).where(wanted).values(next_attempt=now, sends_unknown=0, **again)
+    count += connection.execute(mails).rowcount
     follow(connection, key, now)
     # A person's word overrides the breaker: the next look submits at once, behind one probe.
     connection.execute(update(destination).where(destination.c.name == RELAY).values(breaker_until=now))
@@ -331,12 +333,7 @@ def requeue(connection: Connection, key: str, outcomes: Sequence[Outcome], now: 
         done = (collection.c.message == key) & collection.c.completed_at.is_(None)
         connection.execute(update(collection).where(done).values(completed_at=now))
         tickets.put(connection, f"compose:{key}", now)
-    return max((connection.scalar(_waiting(key)) or 0) - before, mails.rowcount)
-
-
-def _waiting(key: str) -> Any:
-    mine = (delivery.c.message == key) & (delivery.c.outcome == Outcome.WAITING)
-    return select(func.count()).select_from(delivery).where(mine)
+    return count
 
 
 def _compose_anew(connection: Connection, key: str, now: datetime) -> None:

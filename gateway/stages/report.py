@@ -22,7 +22,7 @@ from gateway.ledger import messages, notices
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.notices import Notice
 from gateway.ledger.spool import Spool
-from gateway.model import Mail, Outcome, Span, Submission, utc
+from gateway.model import Mail, Span, Submission, utc
 from gateway.stages.submit import Relay
 
 log = structlog.get_logger(__name__)
