@@ -16,6 +16,7 @@ import ssl
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -215,6 +216,8 @@ def _doors(configuration: Configuration) -> Iterator[tuple[str, Listen]]:
         yield "smtp.listen", smtp.listen
         if smtp.implicit_tls_listen is not None:
             yield "smtp.implicit_tls_listen", smtp.implicit_tls_listen
+    if configuration.storescp is not None:
+        yield "storescp.listen", configuration.storescp.listen
     if configuration.console is not None:
         yield "console.listen", configuration.console.listen
     if configuration.metrics is not None:
@@ -389,10 +392,7 @@ def echo(configuration: Configuration, name: str | None = None) -> Iterator[Chec
 
 def _ask(entity: ApplicationEntity) -> storescu.EchoResult:
     peer = service.peer(entity)
-    patient = storescu.Peer(
-        peer.title, peer.host, peer.port, peer.calling, min(peer.timeout, ECHO_PATIENCE), peer.max_pdu, peer.tls
-    )
-    return storescu.echo(patient)
+    return storescu.echo(replace(peer, timeout=min(peer.timeout, ECHO_PATIENCE)))
 
 
 def _answer(subject: str, entity: ApplicationEntity, result: storescu.EchoResult) -> Check:

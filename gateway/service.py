@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import signal
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,14 @@ import structlog
 from sqlalchemy import Connection, delete, insert, select
 
 from gateway import control, logs, metrics, watchdog
-from gateway.config import ApplicationEntity, Configuration, advice, load, restart_needed
-from gateway.core import contexts, reader
+from gateway.config import ApplicationEntity, ClientTls, Configuration, advice, load, restart_needed
+from gateway.core import commitment, contexts, query, reader
 from gateway.edges import storescu
 from gateway.edges.console import HttpDoor
 from gateway.edges.page import Pager
 from gateway.edges.smtp import Limits, SmtpDoor
+from gateway.edges.storescp import Limits as InstanceLimits
+from gateway.edges.storescp import StorageScpDoor
 from gateway.edges.submission import Relay
 from gateway.edges.worker import Workers
 from gateway.errors import ConfigurationError, GatewayError
@@ -55,6 +57,9 @@ LOOKS: Final = 8
 COMPOSITIONS: Final = 2
 """Collections that are composed at the same time: each writes mails of many megabytes."""
 
+REPORT_WAIT: Final = 2.0
+"""Seconds to wait for a commitment report on the association that asked; most peers open one of their own."""
+
 LOOK_AROUND: Final = 5.0
 """Seconds between two looks for what is late, full or to be told."""
 
@@ -73,25 +78,88 @@ _RUNNING: Final = "running since"
 
 
 class Scu:
-    """Destinations of the configuration, reached by the Storage SCU."""
+    """Destinations of the configuration, reached by the Storage SCU. Blocking; any thread may call.
+
+    Args:
+        configuration: Its destinations; their certificates are read here and at ``reload``.
+
+    Raises:
+        ConfigurationError: A certificate, its key or a ``ca`` cannot be used.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._tls: Mapping[ClientTls, ssl.SSLContext] = {}
+        self.reload(configuration)
+
+    def reload(self, configuration: Configuration) -> None:
+        """Read the certificates anew; when one cannot be used, all stay as they are (R32)."""
+        self._tls = {each.tls: client_tls(each.tls) for each in configuration.ae.values() if each.tls is not None}
 
     def open(self, entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> storescu.Association:
         """Negotiate an association."""
-        return storescu.Association.open(peer(entity), proposed)
+        return storescu.Association.open(self._peer(entity), proposed)
 
     def echo(self, entity: ApplicationEntity) -> str:
         """Ask whether it is there; return what is wrong, empty when nothing is."""
-        return storescu.echo(peer(entity)).reason
+        return storescu.echo(self._peer(entity)).reason
+
+    def find(self, entity: ApplicationEntity, wanted: Sequence[query.Wanted]) -> storescu.Findings:
+        """Ask which instances it has."""
+        return storescu.find(self._peer(entity), wanted)
+
+    def commit(
+        self,
+        entity: ApplicationEntity,
+        transaction: str,
+        references: Sequence[commitment.Reference],
+        record: Callable[[commitment.Report], object] | None = None,
+    ) -> commitment.Answer:
+        """Request storage commitment; take the report if it comes at once."""
+        return storescu.commit(self._peer(entity), transaction, references, wait=REPORT_WAIT, record=record)
+
+    def _peer(self, entity: ApplicationEntity) -> storescu.Peer:
+        return peer(entity, self._tls.get(entity.tls) if entity.tls is not None else None)
 
 
-def peer(entity: ApplicationEntity) -> storescu.Peer:
-    """What the Storage SCU needs to know of a destination."""
+def peer(entity: ApplicationEntity, tls: ssl.SSLContext | None = None) -> storescu.Peer:
+    """What the Storage SCU needs to know of a destination.
+
+    Args:
+        entity: As configured.
+        tls: Its certificates where they were read before; else they are read now.
+
+    Raises:
+        ConfigurationError: Its certificates cannot be used.
+    """
+    if entity.tls is not None and tls is None:
+        tls = client_tls(entity.tls)
     timeout = entity.timeout.total_seconds()
-    return storescu.Peer(entity.title, entity.host, entity.port, entity.calling, timeout, entity.max_pdu)
+    return storescu.Peer(entity.title, entity.host, entity.port, entity.calling, timeout, entity.max_pdu, tls)
 
 
-def server_tls(certificate: Path, key_file: Path) -> ssl.SSLContext:
-    """Load a certificate for a door of ours.
+def client_tls(settings: ClientTls) -> ssl.SSLContext:
+    """Load what a destination is checked with, and what we show it ourselves (TLS-1, TLS-4).
+
+    Raises:
+        ConfigurationError: The files cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=settings.ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # BCP 195
+        # QUIRK: Python 3.13 sets it, and then refuses the authorities that hospitals make with a few openssl commands.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if settings.certificate is not None and settings.key_file is not None:
+            # Without a password OpenSSL would ask the terminal for one; a key with one is refused instead.
+            context.load_cert_chain(settings.certificate, settings.key_file, password="")
+    except (OSError, ValueError) as error:
+        name = type(error).__name__
+        files = " or ".join(str(one) for one in (settings.ca, settings.certificate, settings.key_file) if one)
+        raise ConfigurationError(f"{files} cannot be used for TLS: {name}") from None
+    return context
+
+
+def server_tls(certificate: Path, key_file: Path, ca: Path | None = None) -> ssl.SSLContext:
+    """Load a certificate for a door of ours, and whom its callers must have one of (TLS-1, TLS-4).
 
     Raises:
         ConfigurationError: Certificate and key cannot be used.
@@ -99,11 +167,30 @@ def server_tls(certificate: Path, key_file: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # BCP 195
     try:
-        context.load_cert_chain(certificate, key_file)
-    except (OSError, ssl.SSLError) as error:
+        context.load_cert_chain(certificate, key_file, password="")
+    except (OSError, ValueError) as error:
         name = type(error).__name__
         raise ConfigurationError(f"the certificate {certificate} and its key cannot be used: {name}") from None
+    if ca is not None:
+        try:
+            context.load_verify_locations(ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(f"{ca} cannot be used for TLS: {type(error).__name__}") from None
+        context.verify_mode = ssl.CERT_REQUIRED
+        # QUIRK: Python 3.13 sets it, and then refuses the authorities that hospitals make with a few openssl commands.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
+
+
+def _dicom_door(configuration: Configuration) -> dict[str, Any]:
+    """What the DICOM door needs of other sections, and its certificates."""
+    assert configuration.storescp is not None
+    tls, limits = configuration.storescp.tls, configuration.limits
+    return {
+        "archives": [entity.title for entity in configuration.ae.values()],
+        "tls": server_tls(tls.certificate, tls.key_file, tls.ca) if tls is not None else None,
+        "limits": InstanceLimits(limits.instance, limits.unpacked),
+    }
 
 
 def run(configuration: Configuration) -> int:
@@ -137,6 +224,7 @@ class Service:
         self._paging = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._smtp: SmtpDoor | None = None
+        self._storescp: StorageScpDoor | None = None
         self._users: Users | None = None
 
     @property
@@ -145,6 +233,8 @@ class Service:
         found = {}
         if self._smtp is not None:
             found["smtp"] = self._smtp.addresses[0]
+        if self._storescp is not None:
+            found["storescp"] = self._storescp.addresses[0]
         return found
 
     async def run(self) -> None:
@@ -168,8 +258,9 @@ class Service:
             )
             stack.push_async_callback(self.workers.close)
             await self.workers.open()
+            self.scu = Scu(self.configuration)
             self.receive = Receive(self.configuration, self.ledger, self.spool, self._read)
-            self.store = Store(self.configuration, self.ledger, self.spool, Scu())
+            self.store = Store(self.configuration, self.ledger, self.spool, self.scu)
             self._make_outbound()
             self.janitor = Janitor(self.ledger, self.spool)
             self.carrier = Carrier(
@@ -236,7 +327,11 @@ class Service:
         socket = control.ControlSocket(configuration.gateway.data / "control.sock", self._perform)
         await socket.open()
         stack.push_async_callback(socket.close)
-        registry = metrics.registry(self.readings, lambda: self._smtp.counters if self._smtp else None)
+        registry = metrics.registry(
+            self.readings,
+            lambda: self._smtp.counters if self._smtp else None,
+            lambda: self._storescp.counters if self._storescp else None,
+        )
         if (console := configuration.console) is not None:
             tls = None
             if console.certificate is not None and console.key_file is not None:
@@ -252,6 +347,13 @@ class Service:
             await self._smtp.open()
             stack.push_async_callback(self._smtp.close, 0.0)
             self.readings.doors["smtp"] = True
+        if configuration.storescp is not None:
+            door_settings = _dicom_door(configuration)
+            self._storescp = StorageScpDoor(configuration.storescp, self.compose, **door_settings)
+            self.readings.doors["storescp"] = False
+            await self._storescp.open()
+            stack.push_async_callback(self._storescp.close, 0.0)
+            self.readings.doors["storescp"] = True
         self.pager = Pager(configuration.notice, configuration.gateway.name)
 
     async def _open_http(self, stack: contextlib.AsyncExitStack, door: HttpDoor) -> None:
@@ -310,6 +412,8 @@ class Service:
         self.carrier.pause()
         if self._smtp is not None:
             await self._smtp.close(min(patience, LAST_WORDS))
+        if self._storescp is not None:
+            await self._storescp.close(min(patience, LAST_WORDS))
         if not await self.carrier.idle(patience):
             self.store.abort()
             self.submit.abort()
@@ -402,8 +506,11 @@ class Service:
 
     async def _take_over(self, new: Configuration) -> None:
         old, now = self.configuration, datetime.now(UTC)
+        self.scu.reload(new)
         if self._smtp is not None and new.smtp is not None and new.smtp.certificate and new.smtp.key_file:
             self._smtp.tls = server_tls(new.smtp.certificate, new.smtp.key_file)
+        if self._storescp is not None and new.storescp is not None:
+            self._storescp.reload(new.storescp, **_dicom_door(new))
         if self._users is not None:
             self._users.load()
         for key in restart_needed(old, new):

@@ -231,6 +231,11 @@ def _disagreements(meta: Meta, values: dict[int, str]) -> list[str]:
     return list(dict.fromkeys(codes))
 
 
+def is_uid(text: str) -> bool:
+    """Tell whether a text can be a UID, leading zeros of components let pass (QUIRK: zero-led-uid)."""
+    return len(text) <= 64 and _LOOSE_UID.match(text) is not None
+
+
 def _text(value: bytes) -> str:
     """Read a UID: padded with a zero byte (PS3.5 9.1), by some programs with a blank."""
     return printable(value.decode("latin-1").strip("\0 "))[:_TEXT_LIMIT]

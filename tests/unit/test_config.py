@@ -505,7 +505,6 @@ def test_encrypted_volume_is_known_through_what_it_is_built_on(tmp_path: Path, u
     [
         (INBOUND + OUTBOUND, 'route "out".mail', True),
         (INBOUND + OUTBOUND, "relay", False),
-        (INBOUND + OUTBOUND, "storescp", False),
         (INBOUND, 'route "in".issuer', True),
         (INBOUND + 'patient_id = "prefix:A-"', 'route "in".patient_id', True),
         (INBOUND + 'accession = "clear"', 'route "in".accession', True),
