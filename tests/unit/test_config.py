@@ -503,8 +503,6 @@ def test_encrypted_volume_is_known_through_what_it_is_built_on(tmp_path: Path, u
 @pytest.mark.parametrize(
     ("text", "key", "blocks"),
     [
-        (INBOUND + OUTBOUND, 'route "out".mail', True),
-        (INBOUND + OUTBOUND, "relay", False),
         (INBOUND, 'route "in".issuer', True),
         (INBOUND + 'patient_id = "prefix:A-"', 'route "in".patient_id', True),
         (INBOUND + 'accession = "clear"', 'route "in".accession', True),
@@ -514,7 +512,6 @@ def test_encrypted_volume_is_known_through_what_it_is_built_on(tmp_path: Path, u
             "ae.spare.confirm",
             False,
         ),
-        (INBOUND.replace("[partner", "tls = {}\n[partner"), "ae.pacs.tls", True),
         (INBOUND.replace("[partner", 'transcode = "lossless"\n[partner'), "ae.pacs.transcode", False),
         (INBOUND + "[smime]", "smime", False),
         (INBOUND + '[console]\nusers_file = "users"', "console.users_file", False),
@@ -535,6 +532,18 @@ def test_what_is_not_built_is_named_and_blocks_what_depends_on_it(
     found = {advice.key: advice for advice in config.unbuilt(load(tmp_path, GATEWAY + text))}
     assert found[key].blocks is blocks
     assert found[key].level == ("problem" if blocks else "warning")
+
+
+def test_clear_text_leaves_only_where_a_partner_says_so(tmp_path: Path) -> None:
+    """The default protects, and this release cannot: run refuses; so it does where nobody can be mailed at (R21)."""
+
+    def blocking(text: str) -> set[str]:
+        return {one.key for one in config.advice(load(tmp_path, GATEWAY + text + OUTBOUND)) if one.blocks}
+
+    assert "partner.clinic-a.send" in blocking(INBOUND)
+    assert "partner.clinic-a.send" in blocking(INBOUND.replace("accept", 'send = "signed"\naccept'))
+    assert "partner.clinic-a.send" not in blocking(INBOUND.replace("accept", 'send = "plain"\naccept'))
+    assert "partner.clinic-a.address" in blocking(INBOUND.replace("dicom@clinic-a", "*@clinic-a"))
 
 
 def test_several_nodes_block_run(tmp_path: Path) -> None:
