@@ -479,6 +479,9 @@ class Service:
     # What a person asks of the running daemon
 
     async def _perform(self, verb: str, arguments: Mapping[str, Any], who: str) -> dict[str, Any]:
+        if verb == "send":
+            paths = [Path(path) for path in arguments["files"]]
+            return {"reasons": await self.compose.take_files(arguments["partner"], paths, who)}
         name = arguments.get("ae")
         if name is not None and name not in self.configuration.ae:
             raise GatewayError(

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +23,10 @@ import structlog
 from sqlalchemy import Connection
 
 from gateway.config import Configuration, Partner, Route
-from gateway.core import creator, directory, grouping, header
+from gateway.core import creator, directory, grouping, header, part10
 from gateway.core import letter as letters
 from gateway.core.creator import Capacity, Piece, Plan
+from gateway.core.dataset import Stored
 from gateway.core.directory import FileSet, Member
 from gateway.core.grouping import Rules
 from gateway.core.letter import Letter
@@ -46,6 +49,12 @@ BY_HAND: Final = "(by hand)"
 
 HAND: Final = timedelta(seconds=5)
 """How long a collection of files waits for the next one."""
+
+BLOCK: Final = 1 << 20
+"""Bytes of a file that are copied at once."""
+
+TITLE: Final = 16
+"""Characters that the ledger keeps of who sent, as of an AE title."""
 
 LATE: Final = timedelta(minutes=30)
 
@@ -259,6 +268,29 @@ class Compose:
         if not await self.ledger.write_together(collections.accept, arrival):
             await asyncio.to_thread(self.spool.remove, blob)  # the same instance once more: one is enough
 
+    async def take_files(self, partner: str, paths: Sequence[Path], who: str) -> list[str | None]:
+        """Take custody of files that a person sends to a partner; say for each why it was not taken, None when it was.
+
+        Raises:
+            UsageError: There is no such partner.
+            LowDiskError: There is no room.
+            LedgerError: The ledger did not take one.
+        """
+        course = self.course_to(partner)
+        limits = self.configuration.limits
+        reasons: list[str | None] = []
+        for path in paths:
+            draft = self.draft()
+            try:
+                received = await asyncio.to_thread(_open, path, draft, limits.instance, limits.unpacked, who)
+            except (OSError, GatewayError) as error:
+                draft.discard()
+                reasons.append(error.text if isinstance(error, GatewayError) else f"{error.strerror}")
+                continue
+            await self.take(received, course, "send")
+            reasons.append(None)
+        return reasons
+
     def _instance(self, one: Received, blob: str) -> Instance:
         file = Span(self.spool.path(blob), 0, one.size)
         uids = (one.sop_class, one.sop_instance, one.study, one.series, one.transfer_syntax)
@@ -428,6 +460,63 @@ def message_id(key: str, host: str) -> str:
 
 def _rules(route: Route) -> Rules:
     return Rules(route.quiet, route.max_age, route.max_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """A person who sends files, in the place of a modality."""
+
+    calling: str
+    called: str = BY_HAND
+    peer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A DICOM file that a person sends, as it was copied: the attributes of ``Received``."""
+
+    caller: Sender
+    sop_class: str
+    sop_instance: str
+    study: str
+    series: str
+    transfer_syntax: str
+    size: int
+    sha256: str
+    data_set_sha256: str
+    data_set: int
+    draft: Draft
+
+
+def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> File:
+    """Copy a file into a draft and find out what it is. Blocking.
+
+    Raises:
+        OSError: It cannot be read or written.
+        GatewayError: It is nothing that could be mailed.
+    """
+    with path.open("rb") as file:
+        first = file.read(BLOCK)
+        if not part10.is_marked(first):
+            raise GatewayError("no DICOM file")
+        meta = part10.read_meta(first)
+        whole, content = hashlib.sha256(first), hashlib.sha256(first[meta.data_set :])
+        draft.write(first)
+        while block := file.read(BLOCK):
+            draft.write(block)
+            whole.update(block)
+            content.update(block)
+            if draft.size > most:
+                raise GatewayError("it is bigger than limits.instance")
+        size = draft.size
+        judged = part10.judge(meta, Stored(lambda at, n: os.pread(file.fileno(), n, at), first, size), unpacked)
+    if judged.is_directory:
+        raise GatewayError("a DICOMDIR: it is written anew for each mail")
+    if judged.held:
+        raise GatewayError(judged.held)
+    uids = (judged.sop_class, judged.sop_instance, judged.study, judged.series, meta.transfer_syntax)
+    sender = Sender(who[:TITLE])
+    return File(sender, *uids, size, whole.hexdigest(), content.hexdigest(), meta.data_set, draft)
 
 
 class _Writer:
