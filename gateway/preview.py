@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Final
 from gateway.config import Configuration, Limits
 from gateway.core import header, reader, routing
 from gateway.errors import GatewayError, RefusedError, UsageError
+from gateway.ledger import fragments
 from gateway.model import Envelope, Finding, Instance, Outcome, Reading, Span
 from gateway.stages import receive
 
@@ -135,6 +136,8 @@ class _End:
 
 def _follow(reading: Reading, decision: routing.Decision) -> _End:
     """Draw the stage's conclusions, and fold what follows for the instances if every destination accepted."""
+    if reading.partial is not None and (decision.routes or decision.partner is not None):
+        return _End(Outcome.WAITING, fragments.WAITING)
     if text := receive.unchecked(decision):
         return _End(Outcome.HELD, receive.PROTECTION_NOT_CHECKED, text)
     verdict = receive.judge(reading, decision)

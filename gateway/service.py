@@ -97,13 +97,14 @@ class Scu:
 
     def open(self, entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> storescu.Association:
         """Negotiate an association."""
-        return storescu.Association.open(self._peer(entity), proposed)
+        kind = storescu.LibraryAssociation if entity.sender == "library" else storescu.Association
+        return kind.open(self._peer(entity), proposed)
 
     def echo(self, entity: ApplicationEntity) -> str:
         """Ask whether it is there; return what is wrong, empty when nothing is."""
         return storescu.echo(self._peer(entity)).reason
 
-    def find(self, entity: ApplicationEntity, wanted: Sequence[query.Wanted]) -> storescu.Findings:
+    def find(self, entity: ApplicationEntity, wanted: Sequence[query.Wanted]) -> query.Findings:
         """Ask which instances it has."""
         return storescu.find(self._peer(entity), wanted)
 

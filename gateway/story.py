@@ -134,6 +134,8 @@ def _condition(document: Document) -> str:
         parts.append(f"next attempt {local(document['next_attempt'])}")
     if document.get("duplicate_of"):
         parts.append(f"repeats {plain(document['duplicate_of'])}")
+    if document.get("part_of"):
+        parts.append(f"a fragment of the message that {plain(document['part_of'])} stands for")
     return ", ".join(parts)
 
 

@@ -290,6 +290,7 @@ class ApplicationEntity(Section):
         unknown_sends: After so many sends without a valid response the instance is held.
         timeout: For one DIMSE message.
         max_pdu: Bytes of the longest PDU that we take.
+        sender: Who writes C-STORE messages: ``own``, or ``library`` (pynetdicom), which is slower.
         downtime: When it is known to be away.
         tls: TLS towards it; None: in the clear.
     """
@@ -305,6 +306,7 @@ class ApplicationEntity(Section):
     unknown_sends: Count = 4
     timeout: Duration = timedelta(seconds=60)
     max_pdu: PduSize = 131072
+    sender: Literal["own", "library"] = "own"
     downtime: Downtimes = ()
     tls: ClientTls | None = None
 

@@ -81,16 +81,19 @@ def plan(entries: Iterable[Entry], letter: Letter, capacity: Capacity) -> Plan:
         capacity: The limits.
     """
     shares = directory.apart(entries)
-    digits = 1
-    while True:
-        # How many there will be is not known yet. Sizes are taken for numbers of so many digits.
-        widest = 10**digits - 1
-        filler = _Filler(replace(letter, part=widest, parts=widest), capacity)
-        for share in shares:
-            filler.fill(share)
-        if filler.plan.count <= widest:
-            return filler.plan
-        digits += 1
+    # How many there will be is not known yet, and how long their numbers are counts: one, up to 9, up to 99 and so on.
+    most = 1
+    while (made := _fill(shares, replace(letter, part=most, parts=most), capacity)).count > most:
+        most = most * 10 + 9 if most > 1 else 9
+    return made
+
+
+def _fill(shares: Iterable[Sequence[Entry]], letter: Letter, capacity: Capacity) -> Plan:
+    """Divide a collection into messages none of which is bigger than one with these numbers."""
+    filler = _Filler(letter, capacity)
+    for share in shares:
+        filler.fill(share)
+    return filler.plan
 
 
 class _Filler:

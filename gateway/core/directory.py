@@ -34,6 +34,7 @@ _INFLATED: Final = 8 << 30
 _SEQUENCES: Final = frozenset(
     {key.tag for keys in records.LEAVES.values() for key in keys if key.vr == b"SQ"}
     | {tag for tag, vr in records.NESTED.items() if vr == b"SQ"}
+    | {records.VERIFYING_OBSERVERS}
 )
 _BINARY: Final = frozenset(key.tag for keys in records.LEAVES.values() for key in keys if key.vr in (b"US", b"UL"))
 _LONG_VRS: Final = (b"OB", b"SQ", b"UC", b"UR", b"UT")
@@ -279,7 +280,7 @@ class _Wish:
     def of(kind: str) -> _Wish:
         """Look for the keys of all levels, for what may stand in for them, and for what tells people apart."""
         keys = (*records.PATIENT, *records.STUDY, *records.SERIES, *records.LEAVES[kind])
-        tags = {key.tag for key in keys}.union(*(key.instead for key in keys))
+        tags = {key.tag for key in keys}.union(*((*key.instead, key.inside or key.tag) for key in keys))
         tags |= {records.CHARACTER_SET, records.ISSUER, records.BIRTH_DATE}
         if kind == records.IMAGE:
             tags |= {records.ROWS, records.COLUMNS}
@@ -414,6 +415,8 @@ def _keys(keys: Iterable[Key], values: Values) -> bytes:
 def _key(key: Key, values: Values) -> bytes:
     if key.vr == b"SQ":
         return _sequence(key, values.get(key.tag, []))
+    if key.inside:
+        values = {key.tag: max((_plain(item, key.tag) for item in values.get(key.inside, [])), default=b"")}
     for tag in (key.tag, *key.instead):
         value: bytes = values.get(tag, b"")
         if value and (key.tag in _BINARY or value.strip(b" \0")):

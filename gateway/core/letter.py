@@ -30,10 +30,11 @@ from gateway.errors import GatewayError
 from gateway.model import Span
 
 TEXT: Final = """\
-This message carries medical images as DICOM files, to be imported into an image archive.
+This message carries medical images as DICOM files for an image archive.
 
-It is message {part} of {parts} and holds {files} DICOM files. Each message can be
-imported by itself. More images of the same study may follow in further messages.
+It is message {part} of {parts} and can be imported by itself.
+Number of DICOM files in it: {files}
+More images of the same study may follow in further messages.
 
 If images are missing or cannot be imported, please call {phone}.
 

@@ -37,13 +37,20 @@ def join(fragments: Sequence[Span], header_limit: int, out: BinaryIO) -> Span:
         OSError: A fragment cannot be read, or the disk does not take the message.
     """
     start = out.seek(0, os.SEEK_END)
+    outer, inner, merged = b"", b"", False
     for number, fragment in enumerate(fragments, 1):
+        last = number == len(fragments)
         with fragment.path.open("rb", buffering=0) as file:
             block, body = _header(file, fragment.start, fragment.end, header_limit)
-            if number == 1:
-                inner, body = _header(file, body, fragment.end, header_limit)
-                out.write(merge(block, inner))
-            last = number == len(fragments)
+            outer = outer or block
+            if not merged:
+                begun = body
+                more, body = _header(file, begun, fragment.end, header_limit - len(inner))
+                inner += more
+                if body == begun + len(more) == fragment.end and not last:
+                    continue  # cut inside the header: it goes on in the next one
+                out.write(merge(outer, inner))
+                merged = True
             _copy(file, body, fragment.end, out, seam=not last)
     out.flush()
     return Span(Path(out.name), start, out.tell())

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 from typing import Final, NamedTuple
@@ -43,6 +44,19 @@ class Presence(StrEnum):
     PRESENT = "present"
     ABSENT = "absent"
     UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a peer said that it has.
+
+    Attributes:
+        presence: One answer for each SOP Instance UID that was asked for.
+        reason: Why some are unknown, for a person; empty when every query was answered.
+    """
+
+    presence: Mapping[str, Presence]
+    reason: str = ""
 
 
 class Wanted(NamedTuple):

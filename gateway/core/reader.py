@@ -97,6 +97,17 @@ def read_to(message: Span, rules: Rules, out: Path) -> Reading:
         return read(message, rules, file)
 
 
+def fragment(message: Span, header_limit: int) -> Fragment | None:
+    """Tell which piece of a bigger message a message is; None when it is none, or does not say.
+
+    Raises:
+        OSError: The message cannot be read.
+    """
+    with message.path.open("rb", buffering=0) as file:
+        walk = mime.Walk(file.fileno(), message.start, message.end, parts=0, depth=0, header_limit=header_limit)
+    return _fragment(walk.head).partial if report.is_fragment(walk.head) else None
+
+
 def _fragment(head: mime.Head) -> Reading:
     """Tell which piece this is (PRT-1)."""
     number, total = (_number(head.parameters.get(name, "")) for name in ("number", "total"))

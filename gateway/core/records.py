@@ -19,6 +19,7 @@ class Key:
         type: ``1`` always with a value, ``1C`` when the object has one, ``2`` empty when the object has none.
         supplied: For type 1, the value of an object that has none (DIR-9). ASCII.
         instead: Tags whose value may stand in before that.
+        inside: A sequence whose items hold it; the greatest value is taken.
     """
 
     tag: int
@@ -26,6 +27,7 @@ class Key:
     type: str = "2"
     supplied: bytes = b""
     instead: tuple[int, ...] = ()
+    inside: int = 0
 
 
 CHARACTER_SET: Final = 0x00080005
@@ -40,6 +42,8 @@ COLUMNS: Final = 0x00280011
 CONTENT_SEQUENCE: Final = 0x0040A730
 CONCEPT_NAME: Final = 0x0040A043
 RELATIONSHIP: Final = 0x0040A010
+
+VERIFYING_OBSERVERS: Final = 0x0040A073
 
 _NO_DATE: Final = b"19000101"
 _NO_TIME: Final = b"000000"
@@ -108,7 +112,7 @@ LEAVES: Final[dict[str, tuple[Key, ...]]] = {
         *_DATED,
         Key(0x0040A491, b"CS", "1", b"PARTIAL"),
         Key(0x0040A493, b"CS", "1", b"UNVERIFIED"),
-        Key(0x0040A030, b"DT", "1C"),
+        Key(0x0040A030, b"DT", "1C", inside=VERIFYING_OBSERVERS),  # the most recent verification
         _CONCEPT,
         Key(CONTENT_SEQUENCE, b"SQ", "1C"),
     ),
@@ -209,7 +213,7 @@ _BY_TYPE: Final = {
     # Standalone overlays, curves and tables had records of their own, all retired (DIR-7).
     # QUIRK: bulk annotations and inventories are younger than most readers of directories: pydicom 3.0 refuses the
     # whole directory for one record of type ANNOTATION. A private record only says where the file is.
-    PRIVATE: "8 9 10 11 129 91.1 201.1",
+    PRIVATE: "8 9 10 11 129 91.1 201.1 501.3",
     # CR, DX, MG, IO, CT, US, MR, NM, SC, XA, RF, X-ray 3D, OCT, SEG, VL, PET, RT Image and their like.
     IMAGE: "1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 2 2.1 2.2 3 3.1 4 4.1 4.3 4.4 5 6 6.1 6.2 6.3 7 7.1 7.2 7.3 7.4 12.1 12.1.1"
     " 12.2 12.2.1 12.3 13.1.1 13.1.2 13.1.3 13.1.4 13.1.5 14.1 14.2 20 30 66.4 66.7 77.1 77.2 77.1.1 77.1.1.1 77.1.2"

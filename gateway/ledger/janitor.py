@@ -13,7 +13,7 @@ from typing import Final
 
 from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
-from gateway.ledger import inventory, submissions, tickets
+from gateway.ledger import fragments, inventory, submissions, tickets
 from gateway.ledger.events import tell
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.notices import close_notice, open_notice
@@ -139,6 +139,7 @@ def _purge_rows(connection: Connection, before: datetime) -> int:
             _add_total(connection, unit, outcome, count)
     for table in (delivery, instance, submission, collection, finding, event):
         connection.execute(delete(table).where(table.c.message.in_(keys)))
+    fragments.forget(connection, keys)
     connection.execute(delete(message).where(message.c.id.in_(keys)))
     return len(keys)
 

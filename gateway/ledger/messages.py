@@ -76,7 +76,7 @@ def accept(connection: Connection, arrivals: Sequence[Arrival]) -> list[str | No
         row = _row(arrival)
         first = _first_of(connection, row, arrival.known_since) or _first_among(rows, row)
         if first is not None:
-            row |= {"duplicate_of": first["id"], "late_at": None}
+            row |= {"duplicate_of": first["duplicate_of"] or first["id"], "late_at": None}
             row |= {name: first[name] for name in ("outcome", "code", "stage", "closed_at")}
         rows.append(row)
         firsts.append(row["duplicate_of"])
@@ -163,11 +163,13 @@ _FIRST: Final = (
         message.c.closed_at,
         message.c.partner,
         message.c.routes,
+        message.c.duplicate_of,
     )
     .where(
         message.c.message_id == bindparam("same_id"),
         message.c.body_sha256 == bindparam("same_body"),
-        message.c.duplicate_of.is_(None),
+        # A fragment may have the outcome of another one and is the first of its repetitions all the same.
+        or_(message.c.duplicate_of.is_(None), message.c.kind == "partial"),
         message.c.received_at > bindparam("since"),
         message.c.direction == Direction.IN,
     )
@@ -203,6 +205,8 @@ class Row:
     tries: int
     stage: Stage
     outcome: Outcome
+    body_sha256: str
+    duplicate_of: str | None
 
 
 def get(connection: Connection, key: str) -> Row | None:
@@ -223,6 +227,8 @@ def get(connection: Connection, key: str) -> Row | None:
         row.tries,
         Stage(row.stage),
         Outcome(row.outcome),
+        row.body_sha256,
+        row.duplicate_of,
     )
 
 

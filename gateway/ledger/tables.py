@@ -102,6 +102,7 @@ message = _table(
     Column("sha256", String(64), nullable=False),
     Column("body_sha256", String(64), nullable=False),
     Column("instances_blob", String(80)),
+    # It has the outcome of that one: it is the same mail again, or a fragment of the message which that one stands for.
     Column("duplicate_of", String(32), ForeignKey("message.id")),
     # what RECEIVE made of it
     Column("kind", String(8)),
@@ -120,6 +121,29 @@ message = _table(
     Index(None, "received_at"),
     Index(None, "duplicate_of"),
     Index("ix_message_open", "stage", sqlite_where=_OPEN, postgresql_where=_OPEN),
+)
+
+fragment_set = _table(
+    "fragment_set",
+    Column("id", _Serial, primary_key=True),
+    Column("lead", String(32), ForeignKey("message.id"), nullable=False, index=True),  # it stands for the whole
+    Column("sender", String(64), nullable=False),  # SHA-256 of whom it is from
+    Column("identity", String(64), nullable=False),  # SHA-256 of the parameter id: a foreign text of any length
+    Column("total", Integer),  # None until a fragment says it
+    Column("recipients", JSON, nullable=False),  # of all its fragments
+    Column("waited", Float, nullable=False, default=0.0),  # seconds
+    Column("looked_at", Moment, nullable=False),
+    Index(None, "sender", "identity"),
+)
+
+fragment = _table(
+    "fragment",
+    Column("fragment_set", _Serial, ForeignKey("fragment_set.id"), primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("message", String(32), ForeignKey("message.id"), nullable=False, index=True),
+    Column("joined", _Serial, ForeignKey("fragment_set.id"), index=True),  # the set whose whole it is; None: the mail
+    Column("body_sha256", String(64), nullable=False),
+    Column("size", BigInteger, nullable=False),
 )
 
 finding = _table(

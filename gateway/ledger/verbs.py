@@ -151,9 +151,15 @@ def _resolved(connection: Connection, key: str, verdict: str, count: int, now: d
 
 def _item(connection: Connection, key: str) -> Any:
     columns = (message.c.id, message.c.direction, message.c.outcome, message.c.stage, message.c.duplicate_of)
-    row = connection.execute(select(*columns, message.c.purged_at).where(message.c.id == key)).one_or_none()
+    row = connection.execute(
+        select(*columns, message.c.purged_at, message.c.kind).where(message.c.id == key)
+    ).one_or_none()
     if row is None:
         raise UnknownItemError(f"there is no item {key}", hint="dicom-mail queue list")
+    if row.duplicate_of and row.kind == "partial":
+        raise WrongStateError(
+            f"{key} is a fragment: {row.duplicate_of} stands for the whole", hint=f"name {row.duplicate_of}"
+        )
     if row.duplicate_of:
         raise WrongStateError(f"{key} repeats {row.duplicate_of} and has its outcome", hint=f"name {row.duplicate_of}")
     return row

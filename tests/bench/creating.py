@@ -2,11 +2,11 @@
 
     python tests/bench/creating.py [--quick] [--folder FOLDER]
 
-A study of 300 CT-like instances of 0.5 MB becomes a message with a DICOMDIR: the headers are read, the plan is made, the
-message is written. Beside it, interleaved: ``dcmmkdir`` over the same files, followed by ``base64 -w76`` of all of them.
-Neither syncs. Only the ratios mean something.
-Bars: at least as fast as both together; time per instance for 3 000 at most 1.5 times that for 300, small instances too;
-at most 40 MB over idle for 2 GB.
+A study of 300 CT-like instances of 0.5 MB becomes a message with a DICOMDIR: the headers are read, the plan is made,
+the message is written. Beside it, interleaved: ``dcmmkdir`` over the same files, followed by ``base64 -w76`` of them
+all. Neither syncs. Only the ratios mean something.
+Bars: at least as fast as both together; time per instance for 3 000 small ones at most 1.5 times that for 300; at most
+40 MB over idle for 2 GB.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def dcmmkdir(folder: Path) -> float:
     target.unlink(missing_ok=True)
     begun = time.perf_counter()
     command = ("dcmmkdir", "--general-mime", "--invent", "--no-consistency-check", "--no-backup", "+D", target)
-    subprocess.run([*command, *sorted(os.listdir(folder))], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        [*command, *sorted(path.name for path in folder.iterdir())], cwd=folder, check=True, capture_output=True
+    )
     return time.perf_counter() - begun
 
 

@@ -44,6 +44,36 @@ def test_values_are_picked_in_every_syntax(syntax: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
+def test_marks_tell_which_item_a_value_lies_in(syntax: str) -> None:
+    """Each sequence and each item leaves one before what is in it, no deeper than it was asked for."""
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    uid = element(0x00080018, "UI", "9.9", syntax)
+    inner = element(0x00081140, "SQ", item(uid, order=order) + item(uid, order=order), syntax)
+    data = element(0x00081115, "SQ", item(uid + inner, order=order) + item(inner, order=order), syntax)
+    wanted = WANTED | {dataset.ITEM}
+    found = walk(source(data), 0, syntax, wanted, nested=True, deepest=1).found
+    assert [(one.depth, one.tag) for one in found] == [
+        (0, 0x00081115),
+        (1, dataset.ITEM),
+        (1, 0x00080018),
+        (1, 0x00081140),
+        (1, dataset.ITEM),
+        (1, 0x00081140),
+    ]
+    deeper = walk(source(data), 0, syntax, wanted, nested=True).found
+    assert [one.depth for one in deeper if one.tag == dataset.ITEM] == [1, 2, 2, 1, 2, 2]
+    assert walk(source(data), 0, syntax, wanted).found == [Found(0, 0x00081115, b"")]
+
+
+def test_a_walk_ends_where_nobody_asks_for_more() -> None:
+    """What lies behind is not looked at: it may be cut, or no data set."""
+    data = data_set() + element(PIXELS, "OW", b"", length=1 << 20)
+    found = walk(source(data), 0, EXPLICIT, WANTED | {PIXELS}, until=0x0020000E).found
+    assert [one.tag for one in found] == [0x00080018, 0x00100020, 0x0020000E]
+    assert problem(data) == "truncated-data-set"
+
+
 def test_an_empty_data_set_ends_at_once() -> None:
     """Nothing is wrong with it as such."""
     assert walked(b"") == dataset.Walked()

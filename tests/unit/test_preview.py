@@ -151,7 +151,8 @@ def test_the_same_instance_twice_is_listed_once(read: Any, samples: Samples) -> 
     [
         (plain("From: a@b.test"), "other", "refused", "not-dicom"),
         (plain("Content-Type: multipart/report; boundary=x"), "report", "refused", "not-dicom"),
-        (plain('Content-Type: message/partial; id="a"; number=1; total=2'), "partial", "held", "fragment-not-joined"),
+        (plain('Content-Type: message/partial; id="a"; number=1; total=2'), "partial", "waiting", "fragment-waiting"),
+        (plain("Content-Type: message/partial; number=1"), "partial", "held", "invalid-fragment"),
         (plain("Content-Type: application/dicom"), "dicom", "held", "no-dicom"),
         (b"", "other", "refused", "not-dicom"),
     ],

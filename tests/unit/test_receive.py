@@ -19,7 +19,7 @@ from gateway.ledger import messages, verbs
 from gateway.ledger.ledger import Ledger, connect
 from gateway.ledger.spool import Spool
 from gateway.ledger.tables import message
-from gateway.model import Digest, Fragment, Reading, Span
+from gateway.model import Digest, Reading, Span
 from gateway.stages import receive as receiving
 from gateway.stages.receive import Receive, Verdict, book, judge, rules, without_repetitions
 
@@ -180,7 +180,7 @@ async def test_instances_that_were_read_wait_for_their_lane(stage: Stage) -> Non
         (Reading("dicom"), "pacs@gw.example", ("held", "no-dicom")),
         (Reading("other"), "pacs@gw.example", ("held", "no-dicom")),
         (Reading("report"), "pacs@gw.example", ("refused", "not-dicom")),
-        (Reading("partial", partial=Fragment("x", 1, 2)), "pacs@gw.example", ("held", "fragment-not-joined")),
+        (Reading("partial"), "pacs@gw.example", ("held", "invalid-fragment")),
         (Reading("other"), "team@gw.example", ("refused", "not-dicom")),
         (Reading("dicom", (instance(1),)), "team@gw.example", ("held", "no-route")),
     ],

@@ -11,7 +11,8 @@ it is the response to this message about this instance (R12). Anything else drop
 """
 
 from gateway.edges.storescu.association import Association
-from gateway.edges.storescu.enquiry import EchoResult, Findings, commit, echo, find, refusals
+from gateway.edges.storescu.enquiry import EchoResult, commit, echo, find, refusals
+from gateway.edges.storescu.library import LibraryAssociation
 from gateway.edges.storescu.wire import Peer
 
-__all__ = ["Association", "EchoResult", "Findings", "Peer", "commit", "echo", "find", "refusals"]
+__all__ = ["Association", "EchoResult", "LibraryAssociation", "Peer", "commit", "echo", "find", "refusals"]

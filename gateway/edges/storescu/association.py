@@ -26,7 +26,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 
 from gateway import model
 from gateway.core import commitment, contexts, dimse, query, status
-from gateway.edges.storescu.wire import TIMEOUT, DroppedError, Peer, Wire, connect, unreachable
+from gateway.edges.storescu.wire import CLOSED, TIMEOUT, DroppedError, Peer, Wire, connect, unreachable
 from gateway.errors import AssociationRejectedError, PeerUnreachableError
 
 for _name in ("pydicom", "pynetdicom"):  # they log UIDs, titles and whole PDUs at will
@@ -120,7 +120,9 @@ class Association:
             return cls(wire, _answer(peer, wire.read(until)), proposed)
         except (DroppedError, dimse.ProtocolError) as error:
             wire.drop()
-            raise unreachable(peer, f"gave no answer to the association request: {error}") from None
+            # TLS 1.3 ends the handshake before the peer has looked at our certificate, and many only close then.
+            doubt = ": does it take our certificate?" if peer.tls is not None and str(error) == CLOSED else ""
+            raise unreachable(peer, f"gave no answer to the association request: {error}{doubt}") from None
         except BaseException:
             wire.drop()
             raise
@@ -171,7 +173,7 @@ class Association:
             self._wire.write(request, time.monotonic() + deadline)
             return self._response(message, dimse.C_ECHO_RSP).status
 
-    def find(self, wanted: Sequence[query.Wanted], deadline: float) -> dict[str, query.Presence]:
+    def find(self, wanted: Sequence[query.Wanted], deadline: float) -> query.Findings:
         """Ask which instances the peer has (PS3.4 C.4.1); needs ``query.CONTEXT`` among the accepted contexts.
 
         A peer may take a list of UIDs for one, or leave out what it has beyond some number. So an instance that is not
@@ -185,11 +187,12 @@ class Association:
             One answer for each SOP Instance UID; ``unknown`` for those behind the end of the association.
         """
         presence = dict.fromkeys((one.sop_instance for one in wanted), query.Presence.UNKNOWN)
-        with contextlib.suppress(PeerUnreachableError), self._asking(deadline):
-            for one in query.queries(wanted):
-                if not self._look(one, presence):
-                    break
-        return presence
+        try:
+            with self._asking(deadline):
+                refused = next(filter(None, (self._look(one, presence) for one in query.queries(wanted))), 0)
+        except PeerUnreachableError as error:
+            return query.Findings(presence, f"no answer to C-FIND: {error}")
+        return query.Findings(presence, f"C-FIND was answered with status 0x{refused:04X}" if refused else "")
 
     def commit(
         self,
@@ -267,20 +270,20 @@ class Association:
                 self._wire.drop()
                 raise
 
-    def _look(self, one: query.Query, presence: dict[str, query.Presence]) -> bool:
-        """Ask for instances of a series; tell whether the peer answers such queries at all."""
-        found = self._query(one)
-        for instance in (found or set()) & presence.keys():
+    def _look(self, one: query.Query, presence: dict[str, query.Presence]) -> int:
+        """Ask for instances of a series; return the status of a refusal, 0 when what was asked last was answered."""
+        status, found = self._query(one)
+        for instance in found & presence.keys():
             presence[instance] = query.Presence.PRESENT
         if len(one.sop_instances) > 1:
-            missing = [instance for instance in one.sop_instances if instance not in (found or ())]
-            return all(self._look(one._replace(sop_instances=(instance,)), presence) for instance in missing)
-        if found == set():
+            alone = (one._replace(sop_instances=(each,)) for each in one.sop_instances if each not in found)
+            return next(filter(None, (self._look(each, presence) for each in alone)), 0)
+        if status == 0 and not found:
             presence[one.sop_instances[0]] = query.Presence.ABSENT
-        return found is not None
+        return status
 
-    def _query(self, one: query.Query) -> set[str] | None:
-        """Send one C-FIND; return the SOP Instance UIDs that matched, or None when it gave no whole answer."""
+    def _query(self, one: query.Query) -> tuple[int, set[str]]:
+        """Send one C-FIND; return its last status and the SOP Instance UIDs that matched."""
         message = self._next_message()
         context = self._accepted[query.CONTEXT]
         request = dimse.pack(
@@ -295,7 +298,7 @@ class Association:
             if response.field != dimse.C_FIND_RSP or response.answers != message:
                 raise dimse.ProtocolError("response to another message")
             if response.status not in PENDING:
-                return found if response.status == 0 else None
+                return response.status, found
             if count == most:
                 # It ignores the keys and lists everything: the rest of it is stopped, not waited for.
                 cancel = dimse.pack(context, self._fragment, dimse.cancel_request(message))

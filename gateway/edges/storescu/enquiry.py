@@ -61,20 +61,7 @@ def _verify(association: Association, deadline: float) -> str:
     return "" if status == 0 else f"C-ECHO was answered with status 0x{status:04X}"
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What a peer said that it has.
-
-    Attributes:
-        presence: One answer for each SOP Instance UID that was asked for.
-        reason: Why all are unknown, for a person; empty when it was asked.
-    """
-
-    presence: Mapping[str, query.Presence]
-    reason: str = ""
-
-
-def find(peer: Peer, wanted: Sequence[query.Wanted]) -> Findings:
+def find(peer: Peer, wanted: Sequence[query.Wanted]) -> query.Findings:
     """Ask a peer which instances it has, by C-FIND at IMAGE level of the Study Root model.
 
     Raises:
@@ -85,8 +72,8 @@ def find(peer: Peer, wanted: Sequence[query.Wanted]) -> Findings:
     try:
         if association.refused:
             unknown = dict.fromkeys((one.sop_instance for one in wanted), query.Presence.UNKNOWN)
-            return Findings(unknown, "it does not accept Study Root C-FIND")
-        return Findings(association.find(wanted, peer.timeout))
+            return query.Findings(unknown, "it does not accept Study Root C-FIND")
+        return association.find(wanted, peer.timeout)
     finally:
         association.release()
 

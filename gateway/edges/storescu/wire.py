@@ -18,8 +18,9 @@ from typing import Final
 from gateway.core import dimse
 from gateway.errors import PeerUnreachableError
 
+CLOSED: Final = "closed"
 TIMEOUT: Final = "timeout"
-"""The text of a DroppedError whose moment came."""
+"""The texts of a DroppedError when the peer ended the connection, and when the moment came."""
 
 _NO_TLS: Final = "it does not speak TLS on this port"
 _NONE_SHOWN: Final = "it wants a certificate of ours and was shown none that it takes"
@@ -192,13 +193,13 @@ class Wire:
 
 def _cause(error: OSError) -> str:
     if isinstance(error, ssl.SSLEOFError):
-        return "closed"
+        return CLOSED
     if isinstance(error, ssl.SSLError):
         return _reason(error)
     if isinstance(error, TimeoutError):
         return TIMEOUT
     if isinstance(error, ConnectionError):
-        return "closed"
+        return CLOSED
     return type(error).__name__
 
 
