@@ -11,10 +11,12 @@ from outbound import Outbound
 from rows import ENVELOPE, NOW, arrival, instance, read, settled
 from sqlalchemy import Connection
 
+from gateway.core import reader
 from gateway.core.dsn import Told
 from gateway.errors import RelayError
 from gateway.ledger import deliveries, messages, notices, submissions
-from gateway.model import Outcome, Reply
+from gateway.model import Digest, Outcome, Reading, Reply, Span
+from gateway.stages.receive import Receive
 from gateway.stages.report import Report
 
 
@@ -169,3 +171,33 @@ async def test_a_report_about_nothing_of_ours_changes_nothing(out: Outbound, tol
     await out.work()
     assert await out.ledger.write(lambda c: submissions.report(c, told, "in-9", NOW)) is None
     assert [one["outcome"] for one in await out.items()] == ["delivered"]
+
+
+async def test_a_bounce_at_our_door_is_matched_and_is_no_study(out: Outbound) -> None:
+    """RECEIVE reads it, and believes it: delivered, code report; one about nothing of ours is refused (R25)."""
+
+    async def read_here(message: Span, rules: reader.Rules, path: Path) -> Reading:
+        return reader.read_to(message, rules, path)
+
+    await out.send(1)
+    await out.work()
+    [item] = await out.items()
+    receive = Receive(out.configuration, out.ledger, out.spool, read_here)
+    envelope = replace(ENVELOPE, sender="", recipients=("dicom@gw.example",), user=None)
+    ids = []
+    for about in (item["message_id"], "<another@gw.example>"):
+        head = f"From: MAILER-DAEMON@mx.example\r\nMessage-ID: <b{len(ids)}@mx.example>\r\nMIME-Version: 1.0\r\n"
+        head += 'Content-Type: multipart/report; report-type=delivery-status; boundary="b"\r\n'
+        body = "--b\r\nContent-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; mx.example\r\n\r\n"
+        body += "Final-Recipient: rfc822; a@x.example\r\nAction: failed\r\nStatus: 5.1.1\r\n\r\n"
+        body += f"--b\r\nContent-Type: text/rfc822-headers\r\n\r\nMessage-ID: {about}\r\n\r\n--b--\r\n"
+        draft = receive.draft()
+        draft.write((head + "\r\n" + body).encode())
+        digest = Digest(draft.size, "0" * 64, f"{len(ids):064}", head.encode())
+        ids.append(await receive.accept(envelope, draft, digest))
+        await receive.look(ids[-1])
+    found = {one["id"]: (one["outcome"], one["code"]) for one in await out.items()}
+    assert found[ids[0]] == ("delivered", "report")
+    assert found[ids[1]] == ("refused", "not-dicom")
+    assert found[item["id"]] == ("failed", "bounced")
+    assert (await out.proof())["unaccounted"] == 0
