@@ -94,7 +94,10 @@ def test_every_acknowledged_instance_is_in_exactly_one_generation_for_each_partn
         for partner in ("a", "b"):
             mine = delivery.c.destination == f"mail:{partner}"
             joined = (delivery.c.message == instance.c.message) & (delivery.c.number == instance.c.number)
-            rows = connection.execute(select(instance.c.blob, delivery).join(delivery, joined).where(mine)).all()
+            known = (instance.c.blob, instance.c.sop_instance, instance.c.data_set_sha256)
+            rows = connection.execute(select(*known, delivery).join(delivery, joined).where(mine)).all()
+            once = Counter((row.message, row.sop_instance, row.data_set_sha256) for row in rows)
+            assert max(once.values(), default=1) == 1
             assert max(Counter(row.blob for row in rows).values(), default=1) == 1
             assert len(rows) == sum(acknowledged.values())
             assert all((row.file_set is None) == (row.outcome == Outcome.HELD) for row in rows)
