@@ -259,6 +259,8 @@ def _content(document: Document) -> str:
     parts = [f"It is {kinds.get(document['kind'], plain(document['kind']))}"]
     if count:
         parts.append(f"{_count(count, 'instance')} of {studies} {'study' if studies == 1 else 'studies'}")
+        if held := _held(document):  # AMB-40
+            parts.append(f"{count - held} of {count} can go on")
     if document["partial"]:
         partial = document["partial"]
         parts.append(f"number {partial['number']} of {partial['total'] or 'unknown'}")
@@ -270,6 +272,12 @@ def _content(document: Document) -> str:
     if guard["code"]:
         parts.append(f"code {plain(guard['code'])}")
     return ", ".join(parts) + "."
+
+
+def _held(document: Document) -> int:
+    """Count the instances that an error holds: one about their part, or one about the whole message."""
+    wheres = {one["where"] for one in document["findings"] if one["severity"] == "error"}
+    return sum(1 for one in document["instances"] if one["part"] in wheres or "" in wheres)
 
 
 def _read_instances(instances: Iterable[Document]) -> Table:

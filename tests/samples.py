@@ -88,6 +88,7 @@ def dicom_file(data: bytes | None = None, header: bytes | None = None, *, syntax
     if syntax == DEFLATED:
         packer = zlib.compressobj(wbits=-15)
         data = packer.compress(data) + packer.flush()
+        data += b"\0" * (len(data + header) % 2)  # PS3.5 A.5
     return b"\0" * 128 + b"DICM" + header + data
 
 

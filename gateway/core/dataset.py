@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from struct import Struct
 from typing import Final, Protocol
 
@@ -24,6 +25,9 @@ NESTING_LIMIT: Final = 64
 
 VALUE_LIMIT: Final = 16 << 10
 """Bytes of a value that is picked; a longer one is none of those the gateway acts on."""
+
+FOUND_LIMIT: Final = 200_000
+"""Values that are picked from one data set: a DICOMDIR of some fifty thousand files."""
 
 PIECE: Final = 64 << 10
 """Bytes read at once behind a value that was skipped."""
@@ -202,6 +206,14 @@ def walk(
     return _Walk(source, start, transfer_syntax, wanted, deepest if nested else 0, until).run()
 
 
+@lru_cache(maxsize=8)
+def _as_read(wanted: frozenset[int]) -> tuple[dict[int, int], frozenset[int]]:
+    """Return wanted tags, and those with them that need a closer look, as one little endian number reads a tag."""
+    picks = {(tag & 0xFFFF) << 16 | tag >> 16: tag for tag in wanted}
+    closer = ((tag & 0xFFFF) << 16 | tag >> 16 for tag in (ITEM, _ITEM_END, _SEQUENCE_END, _PIXEL_DATA, 0))
+    return picks, frozenset((*picks, *closer))
+
+
 class _Walk:
     def __init__(
         self, source: Source, start: int, syntax: str, wanted: frozenset[int], deepest: int, until: int
@@ -214,10 +226,7 @@ class _Walk:
         self._source = source
         self._at = start
         self._wanted = wanted
-        # The same tags, and those that need a closer look, as one little endian number reads them.
-        self._stops = frozenset(
-            (tag & 0xFFFF) << 16 | tag >> 16 for tag in (*wanted, ITEM, _ITEM_END, _SEQUENCE_END, 0)
-        )
+        self._picks, self._stops = _as_read(wanted)
         self._marks = ITEM in wanted
         self._deepest = deepest
         self._until = until
@@ -259,19 +268,24 @@ class _Walk:
     def _hurry(self, level: _Level) -> None:
         """Go over ordinary elements: nearly all of them, thus as few steps as can be."""
         buffer, stops = self._buffer, self._stops
+        at_once = len(self._stack) // 2 <= self._deepest and self._until == _LAST
         at = self._at - self._base
         end = min(level.limit - self._base, len(buffer))
         try:
             if level.explicit:
                 while at < end:
                     tag, vr, length = _EXPLICIT_HEAD(buffer, at)
-                    if vr not in _SHORT or tag in stops:
+                    if vr not in _SHORT:
+                        break
+                    if tag in stops and not (at_once and self._pick(tag, at + 8, length)):
                         break
                     at += 8 + length
             else:
                 while at < end:
                     tag, length = _IMPLICIT_HEAD(buffer, at)
-                    if length == _UNDEFINED or tag in stops or buffer.startswith(_ITEM_BYTES, at + 8):
+                    if length == _UNDEFINED or buffer.startswith(_ITEM_BYTES, at + 8):
+                        break
+                    if tag in stops and not (at_once and self._pick(tag, at + 8, length)):
                         break
                     at += 8 + length
         except struct.error:
@@ -279,6 +293,19 @@ class _Walk:
         if self._at != self._base + at:
             self._at = self._base + at
             self._walked.ends_with_pixels = False
+
+    def _pick(self, tag: int, at: int, length: int) -> bool:
+        """Take a value that is wanted and wholly at hand; tell whether it was taken."""
+        wanted = self._picks.get(tag)
+        if wanted is None or length > VALUE_LIMIT or at + length > len(self._buffer):
+            return False
+        self._found(wanted, self._buffer[at : at + length])
+        return True
+
+    def _found(self, tag: int, value: bytes) -> None:
+        if len(self._walked.found) >= FOUND_LIMIT:
+            raise Problem("damaged-data-set")
+        self._walked.found.append(Found(len(self._stack) // 2, tag, value))
 
     def _need(self, size: int) -> bool:
         """See that so many bytes are at hand from the place on."""
@@ -297,6 +324,12 @@ class _Walk:
             at += len(rest)
         self._walked.padded = at > self._at
         return not rest
+
+    def _ends(self) -> bool:
+        """End at group 0000, which is of commands (PS3.7 E.1): nothing may follow but zeros, each looked at once."""
+        if not self._is_padding():
+            raise Problem("damaged-data-set")
+        return True
 
     def _is_no_sequence(self) -> bool:
         """Leave what was taken for a sequence and is none; tell whether there was such a thing."""
@@ -317,8 +350,8 @@ class _Walk:
             self._at += 8
             self._stack.pop()
             return False
-        if top and (tag > self._until or (tag == 0 and self._is_padding())):
-            return True
+        if top and (tag > self._until or tag == 0):
+            return tag != 0 or self._ends()
         head = 8
         if not level.explicit:
             vr = b""
@@ -357,14 +390,14 @@ class _Walk:
             if not self._need(length):
                 raise Problem("truncated-data-set")
             index = self._at - self._base
-            self._walked.found.append(Found(depth, tag, bytes(self._buffer[index : index + length])))
+            self._found(tag, self._buffer[index : index + length])
         self._at += length
 
     def _mark(self, tag: int) -> None:
         """Note where a sequence or an item begins, for those who asked."""
         depth = len(self._stack) // 2
         if self._marks and depth <= self._deepest:
-            self._walked.found.append(Found(depth, tag, b""))
+            self._found(tag, b"")
 
     def _enter(self, tag: int, vr: bytes, level: _Level) -> None:
         """Begin a value of undefined length."""

@@ -96,6 +96,14 @@ CODES: Final[dict[str, Code]] = {
     "instance-too-big": Code(
         _ERROR, "A file is bigger than the limit allows.", "Raise limits.instance and have the mail read again."
     ),
+    "preamble-in-use": Code(
+        _INFO, "The preamble is not empty; it stays out of what is sent to a PACS or mailed on.", _NONE
+    ),
+    "executable-preamble": Code(
+        _WARNING,
+        "The preamble looks like the beginning of a program; it stays out of what is sent to a PACS or mailed on.",
+        "Do not save or open the attachment itself; tell the sender's IT.",
+    ),
     "damaged-meta": Code(_ERROR, "The File Meta Information cannot be read.", _ASK),
     "meta-length": Code(_WARNING, "The group length of the File Meta Information is wrong or missing.", _NONE),
     "no-transfer-syntax": Code(_ERROR, "The File Meta Information names no transfer syntax.", _ASK),
@@ -114,6 +122,11 @@ CODES: Final[dict[str, Code]] = {
     "nested-too-deep": Code(_ERROR, "Sequences are nested deeper than any real data set.", "Do not release it."),
     "unpacked-too-big": Code(
         _ERROR, "Compressed content unpacks to more than the limits allow.", "Raise limits.unpacked or limits.ratio."
+    ),
+    "odd-length": Code(
+        _ERROR,
+        "The data set has an odd number of bytes, which DICOM forbids and PACS break off at.",
+        "Ask the sender to export it anew; the original is kept.",
     ),
     "trailing-padding": Code(_INFO, "Zero bytes follow the data set.", _NONE),
     "no-sop-class": Code(_ERROR, "The data set has no SOP Class UID.", _ASK),

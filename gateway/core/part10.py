@@ -32,6 +32,9 @@ _STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
 _BARE_HEAD: Final = 4096
 _TEXT_LIMIT: Final = 80  # a UID has 64 characters; more shows that one has more
 
+_PROGRAMS: Final = (b"MZ", b"\x7fELF", b"#!", b"\xca\xfe\xba\xbe", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"<")
+"""What programs and pages begin with: PE, ELF, scripts, Mach-O, HTML (CVE-2019-11687)."""
+
 _UID: Final = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*\Z")
 _LOOSE_UID: Final = re.compile(r"[0-9]+(?:\.[0-9]+)*\Z")
 
@@ -108,6 +111,7 @@ def read_meta(block: bytes, at: int = DATA_AT) -> Meta:
         Problem: ``damaged-meta``: it cannot be parsed, or does not end within these bytes.
     """
     values: dict[int, bytes] = {}
+    codes = _preamble_codes(block) if at == DATA_AT else []
     declared = None
     while at + 8 <= len(block):
         group, element, vr, length = _ELEMENT(block, at)
@@ -129,13 +133,24 @@ def read_meta(block: bytes, at: int = DATA_AT) -> Meta:
             declared = at + _LONG(block, at - 4)[0]
     if not values:
         raise Problem("damaged-meta")
-    codes = [] if declared == at else ["meta-length"]
+    if declared != at:
+        codes.append("meta-length")
     sop_class, sop_instance, syntax = (_text(values.get(element, b"")) for element in (0x0002, 0x0003, 0x0010))
     if not syntax:
         codes.append("no-transfer-syntax")
     if not (sop_class and sop_instance):
         codes.append("meta-incomplete")
     return Meta(sop_class, sop_instance, syntax, at, tuple(codes))
+
+
+def _preamble_codes(block: bytes) -> list[str]:
+    """Tell what the preamble holds (P10-9). It never crosses DIMSE, so it keeps no image from going on.
+
+    A TIFF header is what PS3.10 7.1 has the preamble for; a program's header makes one file an image and malware.
+    """
+    if block.startswith(_PROGRAMS):
+        return ["executable-preamble"]
+    return ["preamble-in-use"] if block[:PREFIX_AT].strip(b"\0") else []
 
 
 def is_bare(block: bytes) -> bool:
@@ -154,18 +169,19 @@ def bare_meta(block: bytes, source: Source) -> Meta | None:
             return None
     for syntax in (dataset.IMPLICIT, dataset.EXPLICIT):
         meta = Meta("", "", syntax, 0, ())
-        judged = judge(meta, source, 0)
+        judged = judge(meta, source, 0, 0)
         if judged.held is None and judged.sop_class.startswith(_STORAGE):
             return meta
     return None
 
 
-def judge(meta: Meta, source: Source, unpacked: int) -> Judged:
+def judge(meta: Meta, source: Source, size: int, unpacked: int) -> Judged:
     """Hold a whole file against PS3.10. Never raises because of its content.
 
     Args:
         meta: Its File Meta Information.
         source: Its bytes, from the preamble on.
+        size: How many they are.
         unpacked: Most bytes a deflated data set may inflate to.
     """
     codes = list(meta.codes)
@@ -180,6 +196,9 @@ def judge(meta: Meta, source: Source, unpacked: int) -> Judged:
             values.setdefault(found.tag, _text(found.value))
         codes += ["trailing-padding"] if walked.padded else []
         codes += _disagreements(meta, values)
+        if (size - meta.data_set) % 2 and meta.sop_class != MEDIA_STORAGE_DIRECTORY:
+            # PS3.5 7.1.1 and A.5. An odd element alone goes through; DCMTK and Orthanc abort when the whole is odd.
+            codes.append("odd-length")
     return Judged(
         meta=meta,
         sop_class=values.get(_SOP_CLASS) or meta.sop_class,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import IO, BinaryIO, Final
 
 import pybase64
 
-from gateway.core import archive, dicomdir, mime, part10, report, transfer, uu
+from gateway.core import archive, dicomdir, mime, part10, report, tnef, transfer, uu
 from gateway.core.dataset import Problem, Stored
 from gateway.core.findings import finding
 from gateway.core.mime import Part
@@ -234,6 +234,8 @@ class _Reader:
                 self._dicom(leaf, first, blocks)
             elif kind := archive.kind(first):
                 self._archive(kind, leaf, first, blocks)
+            elif leaf.type in tnef.TYPES:
+                raise Problem("damaged-archive")  # noqa: TRY301  one place for all that cannot be used
             elif leaf.type in mime.MESSAGES:
                 self._message(leaf, first, blocks)
             elif self._rules.uuencode and leaf.type == "text/plain":
@@ -267,7 +269,7 @@ class _Reader:
         meta = part10.read_meta(first)
         span, digests = self._write(meta.data_set, first, blocks)
         source = Stored(self._out.reader(start), first, span.size)
-        judged = part10.judge(meta, source, self._budget.limit(span.size))
+        judged = part10.judge(meta, source, span.size, self._budget.limit(span.size))
         if judged.is_directory:
             self._directory(leaf, judged, source)
             self._out.drop(start)
@@ -326,7 +328,7 @@ class _Reader:
         if meta.data_set:
             digests = self._hash_again(meta.data_set, source, span.size)
         self._findings.append(finding("bare-data-set-taken", leaf.section))
-        self._keep(leaf, part10.judge(meta, source, self._budget.limit(span.size)), span, digests)
+        self._keep(leaf, part10.judge(meta, source, span.size, self._budget.limit(span.size)), span, digests)
 
     def _hash_again(self, data_set: int, source: Stored, size: int) -> Digests:
         """Hash a file whose data set was not known to begin where it does."""
@@ -344,25 +346,25 @@ class _Reader:
             raise Problem("unsupported-archive")
         if leaf.unpacked >= _ARCHIVE_DEPTH:
             raise Problem("nested-archive")
-        listed, seen, self._dicom_seen = len(self._others), self._dicom_seen, False
+        listed, noted = len(self._others), len(self._findings)
+        seen, self._dicom_seen = self._dicom_seen, False
         try:
             with tempfile.TemporaryFile(dir=self._out.path.parent) as scratch:
                 size = _spool(scratch, first, blocks)
-                if kind == archive.ZIP:
-                    most = self._rules.parts - self._leaves
-                    members = archive.unzip(scratch, self._budget, most)
-                else:
-                    unpacked = archive.gunzip(_reread(scratch), self._budget)
-                    members = iter((archive.Member("content", unpacked),))
-                for member in members:
+                for member in self._members(kind, scratch):
                     self._member(leaf, member)
-            if not self._dicom_seen and not self._findings_in(leaf):
+            if not self._dicom_seen and len(self._findings) == noted:
                 self._others[listed:] = [OtherPart(leaf.section, leaf.type, size)]
         finally:
             self._dicom_seen = self._dicom_seen or seen
 
-    def _findings_in(self, leaf: _Leaf) -> bool:
-        return any(found.where.startswith(leaf.section + "!") for found in self._findings)
+    def _members(self, kind: str, scratch: IO[bytes]) -> Iterator[archive.Member]:
+        most = self._rules.parts - self._leaves
+        if kind == archive.ZIP:
+            return archive.unzip(scratch, self._budget, most)
+        if kind == archive.TNEF:
+            return tnef.unpack(scratch, self._budget, most)
+        return iter((archive.Member("content", archive.gunzip(_reread(scratch), self._budget)),))
 
     def _member(self, outer: _Leaf, member: archive.Member, label: str | None = None) -> None:
         if self._leaves >= self._rules.parts:
@@ -427,18 +429,23 @@ class _Reader:
         scopes = [_scope(section) for section, _ in self._directories]
         if len(scopes) == 1:
             scopes = [""]
-        if len(set(scopes)) < len(scopes):
+        # Every file is put to its scope once: thousands of directories must not be asked about thousands of files.
+        uids: dict[str, list[str]] = {scope: [] for scope in scopes}
+        labels: dict[str, list[str]] = {scope: [] for scope in scopes}
+        if len(uids) < len(scopes):
             # AMB-11: nobody can say which file belongs to which.
             return None, [finding("directory-repeated")]
+        for one in instances if scopes else ():
+            uids.setdefault(_belongs(one.part, labels), []).append(one.sop_instance)
+        for where, label in self._labels if scopes else ():
+            labels.setdefault(_belongs(where, uids), []).append(label)
         noted: list[Finding] = []
         missing: list[str] = []
         for scope, (section, references) in zip(scopes, self._directories, strict=True):
-            uids = [one.sop_instance for one in instances if _belongs(one.part, scopes) == scope]
-            labels = [label for where, label in self._labels if _belongs(where, scopes) == scope]
-            check = dicomdir.check(references, labels, uids)
+            check = dicomdir.check(references, labels[scope], uids[scope])
             missing += check.missing
             noted += [] if check.complete else [finding("directory-missing", section)]
-            if not {reference.sop_instance for reference in references} >= set(uids):
+            if not {reference.sop_instance for reference in references} >= set(uids[scope]):
                 noted.append(finding("directory-extra", section))
         return (DirectoryCheck(not missing, tuple(missing)) if scopes else None), noted
 
@@ -449,9 +456,9 @@ def _scope(section: str) -> str:
     return section[: max(at, section.rfind("!")) + 1]
 
 
-def _belongs(section: str, scopes: list[str]) -> str:
+def _belongs(section: str, scopes: Container[str]) -> str:
     """Return the narrowest scope that a file lies in."""
-    return max((scope for scope in scopes if section.startswith(scope)), key=len, default="")
+    return next((section[:at] for at in range(len(section), 0, -1) if section[:at] in scopes), "")
 
 
 def _instance(taken: _Taken, held: str | None) -> Instance:

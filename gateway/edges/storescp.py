@@ -509,6 +509,7 @@ class _Association:
         self._busy = False
         self._leaving = False
         self._caller = Caller("", "", peer)
+        self._associated = False
         self._contexts: dict[int, negotiation.Decision] = {}
         self._fragment = dimse.fragment_size(0)
         self._stream = pdata.Stream(max(door.settings.max_pdu, dimse.LONGEST_PDU))
@@ -567,7 +568,7 @@ class _Association:
 
     def _end(self, why: str, abort: str | None) -> None:
         """Note the end, and tell the peer where it has to be told: what was wrong, or nothing."""
-        if self._contexts and why != RELEASED:
+        if self._associated and why != RELEASED:
             with self._door.counting:
                 self._door.counters.aborted += 1
             _log.warning("association-ended", peer=self._peer, reason=why)
@@ -626,7 +627,7 @@ class _Association:
                 self._began = time.monotonic()
                 self._expect(self._door.deadlines.silence)
             return
-        if self._contexts:
+        if self._associated:
             self._got = 0
             self._began = None
             self._expect(self._door.deadlines.idle)
@@ -637,10 +638,10 @@ class _Association:
             self._closed()
 
     def _timed_out(self) -> NoReturn:
-        raise _OverError("timeout", abort=bool(self._contexts))
+        raise _OverError("timeout", abort=self._associated)
 
     def _closed(self) -> NoReturn:
-        raise _OverError("stopping" if self._leaving else "closed", abort=self._leaving and bool(self._contexts))
+        raise _OverError("stopping" if self._leaving else "closed", abort=self._leaving and self._associated)
 
     def _say(self, block: bytes) -> None:
         """Send an answer."""
@@ -675,6 +676,7 @@ class _Association:
         decisions = negotiation.decide(proposals, self._policy())
         if not self._door.admit(self):
             return self._reject(LOCAL_LIMIT)
+        self._associated = True
         self._contexts = {each.id: each for each in decisions if each.result == negotiation.ACCEPTED}
         self._say(_accept(request, proposals, decisions, self._door.settings.max_pdu))
         return True
@@ -910,7 +912,7 @@ class _Association:
         )
         with _Reader(draft) as reader:
             source = dataset.Stored(reader.read, bytes(intake.content), intake.size)
-            return part10.judge(meta, source, self._door.limits.unpacked)
+            return part10.judge(meta, source, intake.size, self._door.limits.unpacked)
 
     def _hand_over(self, received: Received) -> tuple[int, str]:
         assert self._door.incoming is not None

@@ -461,7 +461,7 @@ def _summary(read: Read) -> str:
         return f"read as {read.reading.kind}: no instance to store"
     where = ", ".join(read.destinations) or "no destination"
     held = sum(1 for one in read.reading.instances if one.held)
-    tail = f"; {held} held" if held else ""
+    tail = f"; {held} of {count} held" if held else ""
     return f"read {count} instance{'s' if count > 1 else ''} for {where}{tail}"
 
 

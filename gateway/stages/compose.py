@@ -509,7 +509,8 @@ def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> File:
             if draft.size > most:
                 raise GatewayError("it is bigger than limits.instance")
         size = draft.size
-        judged = part10.judge(meta, Stored(lambda at, n: os.pread(file.fileno(), n, at), first, size), unpacked)
+        source = Stored(lambda at, n: os.pread(file.fileno(), n, at), first, size)
+        judged = part10.judge(meta, source, size, unpacked)
     if judged.is_directory:
         raise GatewayError("a DICOMDIR: it is written anew for each mail")
     if judged.held:

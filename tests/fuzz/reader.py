@@ -11,11 +11,16 @@ Needs atheris. Without a folder of its own it starts from the small mails of the
 
 from __future__ import annotations
 
+import binascii
 import contextlib
+import gzip
 import hashlib
+import io
 import os
+import struct
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import atheris
@@ -24,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 with atheris.instrument_imports(include=["gateway"]):
     from gateway.core import header, partial
+    from gateway.core.findings import CODES
     from gateway.core.reader import Rules, read
     from gateway.errors import GatewayError
     from gateway.model import Reading, Span
@@ -50,6 +56,8 @@ def one(data: bytes) -> None:
 
 def check(reading: Reading) -> None:
     """Hold a reading against the invariant."""
+    if unknown := {found.code for found in reading.findings} - set(CODES):
+        raise AssertionError(unknown)
     for instance in reading.instances:
         content = samples.content(instance.file)
         if hashlib.sha256(content).hexdigest() != instance.sha256:
@@ -61,17 +69,44 @@ def check(reading: Reading) -> None:
 def seeds(folder: Path) -> None:
     """Write what to start from."""
     made = {
-        "plain": samples.mail(samples.part(samples.dicom_file())),
+        "base64": samples.mail(samples.part(samples.dicom_file())),
         "big-endian": samples.mail(samples.part(samples.dicom_file(syntax=samples.BIG_ENDIAN), encoding="binary")),
         "deflated": samples.mail(samples.part(samples.dicom_file(syntax=samples.DEFLATED), encoding="binary")),
         "directory": samples.mail(samples.part(samples.dicomdir([("A/B", "1.2.3.4")]), encoding="binary")),
     }
+    for name, data in packed(samples.dicom_file()).items():
+        kind = "text/plain" if name == "uuencode" else "application/octet-stream"
+        made[name] = samples.mail(samples.part(data, kind, encoding="binary"))
     for name, data in made.items():
         (folder / name).write_bytes(data)
     root = samples.corpus()
-    for path in root.rglob("*.eml") if root else ():
-        if path.stat().st_size < 20_000:
-            (folder / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]).write_bytes(path.read_bytes())
+    for path in root.rglob("*") if root else ():
+        if path.is_file() and path.stat().st_size < 20_000:
+            (folder / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]).write_bytes(seed(path))
+
+
+def packed(file: bytes) -> dict[str, bytes]:
+    """Pack a file in each way that is opened."""
+    box = io.BytesIO()
+    with zipfile.ZipFile(box, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("A/B", file)
+    uuencoded = b"".join(binascii.b2a_uu(file[at : at + 45]) for at in range(0, len(file), 45))
+    rendering = struct.pack("<BLL14xH", 2, 0x00069002, 14, 0)
+    data = struct.pack("<BLL", 2, 0x0006800F, len(file)) + file + b"\0\0"
+    return {
+        "zip": box.getvalue(),
+        "gzip": gzip.compress(file),
+        "uuencode": b"begin 644 a.dcm\n" + uuencoded + b"`\nend\n",
+        "tnef": b"\x78\x9f\x3e\x22\1\0" + rendering + data,
+    }
+
+
+def seed(path: Path) -> bytes:
+    """Return a mail as it is, and any other file wrapped in one."""
+    data = path.read_bytes()
+    if path.suffix == ".eml":
+        return data
+    return samples.mail(samples.part(data, "application/octet-stream", encoding="binary"))
 
 
 def main() -> None:

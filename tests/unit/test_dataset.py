@@ -148,9 +148,7 @@ def test_zero_bytes_behind_the_end_are_padding(syntax: str) -> None:
     """Of any length; anything else is no data set."""
     for size in (1, 7, 8, 9, 200_000):
         assert walked(data_set(syntax=syntax) + b"\0" * size, syntax).padded
-    assert problem(data_set(syntax=syntax) + b"\0" * 20 + b"\1", syntax) == (
-        "damaged-data-set" if syntax == EXPLICIT else "truncated-data-set"
-    )
+    assert problem(data_set(syntax=syntax) + b"\0" * 20 + b"\1", syntax) == "damaged-data-set"
     assert problem(data_set(syntax=syntax) + b"\0\0\1", syntax) == "truncated-data-set"
 
 
@@ -201,6 +199,13 @@ def test_a_nesting_bomb_is_refused_without_recursion(syntax: str, defined: bool)
     else:
         data = (element(0x00081115, "SQ", b"", syntax, UNDEFINED) + item(b"", defined=False)[:8]) * 10_000
     assert problem(data, syntax) == "nested-too-deep"
+
+
+def test_values_without_end_are_not_picked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory bomb: eight bytes of the file would become two hundred of ours."""
+    monkeypatch.setattr(dataset, "FOUND_LIMIT", 50)
+    assert problem(data_set() * 60) == "damaged-data-set"
+    assert problem(data_set(syntax=IMPLICIT) * 60, IMPLICIT) == "damaged-data-set"
 
 
 def test_long_values_are_not_picked() -> None:
