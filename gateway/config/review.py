@@ -43,6 +43,7 @@ def advice(configuration: Configuration) -> tuple[Advice, ...]:
     return (
         *unbuilt(configuration),
         *_idle(configuration),
+        *_unmailable(configuration),
         *_open_doors(configuration),
         *_clear_hops_in(configuration),
         *_clear_hops_out(configuration),
@@ -111,13 +112,11 @@ _UNBUILT: Final = (
     _Unbuilt("gateway.blobs", "several nodes with shared bytes are not built yet"),
     _Unbuilt("imap.NAME", "mailboxes are not polled by IMAP yet"),
     _Unbuilt("pop3.NAME", "mailboxes are not polled by POP3 yet"),
-    _Unbuilt("relay", "nothing is mailed yet, notices to the postmaster included"),
     _Unbuilt("smime", "nothing is decrypted or verified yet"),
     _Unbuilt("partner.NAME.certificate", "certificates are not used yet"),
     _Unbuilt("partner.NAME.pin", "certificates are not used yet", built=(False,)),
-    _Unbuilt("partner.NAME.send", "nothing is mailed yet"),
+    _Unbuilt("relay.oauth", "the relay is not logged in to by OAuth yet"),
     _Unbuilt("partner.NAME.receipt", "receipts are not asked for yet"),
-    _Unbuilt("route.mail", "images are not mailed to partners yet", built=((),)),
     _Unbuilt("route.patient_mismatch", "patients are not compared yet"),
     _Unbuilt("route.issuer", "Issuer of Patient ID is not written yet"),
     _Unbuilt("route.patient_id", "Patient IDs are not rewritten yet", built=("keep",)),
@@ -183,12 +182,27 @@ def _needed(configuration: Configuration, pattern: str, owner: str) -> bool:
             return any(owner == route.mailbox for route in routes)
         case "partner":
             return any(owner in route.mail for route in routes)
+        case "relay":
+            return any(route.mail for route in routes)
         case _:
             return False
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # What stands open
+
+
+def _unmailable(configuration: Configuration) -> Iterator[Advice]:
+    """Partners of mail routes that nothing can be mailed to: clear text leaves only where the partner says so (R21)."""
+    for name in dict.fromkeys(name for route in configuration.route for name in route.mail):
+        partner = configuration.partner[name]
+        if partner.send != "plain":
+            what = f'send = "{partner.send}" (the default is signed+encrypted): nothing is signed or encrypted yet'
+            do = 'set send = "plain" where clear text may leave, or take it out of the mail routes'
+            yield Advice("problem", what, do, f"partner.{name}.send", blocks=True)
+        if "*" in partner.address:
+            what = "its address is a pattern: nobody can be mailed at it"
+            yield Advice("problem", what, "name one address", f"partner.{name}.address", blocks=True)
 
 
 def _idle(configuration: Configuration) -> Iterator[Advice]:

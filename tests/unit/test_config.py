@@ -503,8 +503,6 @@ def test_encrypted_volume_is_known_through_what_it_is_built_on(tmp_path: Path, u
 @pytest.mark.parametrize(
     ("text", "key", "blocks"),
     [
-        (INBOUND + OUTBOUND, 'route "out".mail', True),
-        (INBOUND + OUTBOUND, "relay", False),
         (INBOUND, 'route "in".issuer', True),
         (INBOUND + 'patient_id = "prefix:A-"', 'route "in".patient_id', True),
         (INBOUND + 'accession = "clear"', 'route "in".accession', True),
@@ -538,6 +536,18 @@ def test_commitment_needs_a_door_for_its_reports(tmp_path: Path, used: bool) -> 
     assert found["ae.pacs.confirm" if used else "ae.spare.confirm"].blocks is used
     opened = text + '[storescp]\ntitle = "GW"\nlisten = "127.0.0.1:0"\n'
     assert not [one for one in config.advice(load(tmp_path, GATEWAY + opened)) if one.key.endswith(".confirm")]
+
+
+def test_clear_text_leaves_only_where_a_partner_says_so(tmp_path: Path) -> None:
+    """The default protects, and this release cannot: run refuses; so it does where nobody can be mailed at (R21)."""
+
+    def blocking(text: str) -> set[str]:
+        return {one.key for one in config.advice(load(tmp_path, GATEWAY + text + OUTBOUND)) if one.blocks}
+
+    assert "partner.clinic-a.send" in blocking(INBOUND)
+    assert "partner.clinic-a.send" in blocking(INBOUND.replace("accept", 'send = "signed"\naccept'))
+    assert "partner.clinic-a.send" not in blocking(INBOUND.replace("accept", 'send = "plain"\naccept'))
+    assert "partner.clinic-a.address" in blocking(INBOUND.replace("dicom@clinic-a", "*@clinic-a"))
 
 
 def test_several_nodes_block_run(tmp_path: Path) -> None:
