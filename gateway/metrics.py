@@ -88,6 +88,18 @@ def _of_the_ledger(census: Census) -> Iterable[Metric]:
         "instances_in_doubt", "Sends without a valid answer, by destination.", ["destination"], _named(census.doubtful)
     )
     yield _gauge(
+        "instances_unconfirmed",
+        "Instances with a success status whose proof is waited for, by destination.",
+        ["destination"],
+        _named(census.unconfirmed),
+    )
+    yield _gauge(
+        "destination_answered_seconds",
+        "When a destination last answered, since the epoch.",
+        ["destination"],
+        _named(census.answered),
+    )
+    yield _gauge(
         "oldest_waiting_seconds",
         "Age of the oldest that waits, by destination.",
         ["destination"],

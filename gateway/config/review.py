@@ -44,6 +44,7 @@ def advice(configuration: Configuration) -> tuple[Advice, ...]:
     return (
         *unbuilt(configuration),
         *_idle(configuration),
+        *_unmailable(configuration),
         *_open_doors(configuration),
         *_clear_hops_in(configuration),
         *_clear_hops_out(configuration),
@@ -112,16 +113,11 @@ _UNBUILT: Final = (
     _Unbuilt("gateway.blobs", "several nodes with shared bytes are not built yet"),
     _Unbuilt("imap.NAME", "mailboxes are not polled by IMAP yet"),
     _Unbuilt("pop3.NAME", "mailboxes are not polled by POP3 yet"),
-    _Unbuilt("relay", "nothing is mailed yet, notices to the postmaster included"),
     _Unbuilt("smime", "nothing is decrypted or verified yet"),
-    _Unbuilt("ae.NAME.confirm", "only a C-STORE status confirms yet", built=("store",)),
-    _Unbuilt("ae.NAME.downtime", "downtimes are not kept yet", built=((),)),
-    _Unbuilt("ae.NAME.transcode", "nothing is decoded yet, instances go as they are", built=("never",), blocks=False),
     _Unbuilt("partner.NAME.certificate", "certificates are not used yet"),
     _Unbuilt("partner.NAME.pin", "certificates are not used yet", built=(False,)),
-    _Unbuilt("partner.NAME.send", "nothing is mailed yet"),
+    _Unbuilt("relay.oauth", "the relay is not logged in to by OAuth yet"),
     _Unbuilt("partner.NAME.receipt", "receipts are not asked for yet"),
-    _Unbuilt("route.mail", "images are not mailed to partners yet", built=((),)),
     _Unbuilt("console.users_file", "the console has no pages yet, only /metrics and /health"),
 )
 
@@ -181,12 +177,27 @@ def _needed(configuration: Configuration, pattern: str, owner: str) -> bool:
             return any(owner == route.mailbox for route in routes)
         case "partner":
             return any(owner in route.mail for route in routes)
+        case "relay":
+            return any(route.mail for route in routes)
         case _:
             return False
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # What stands open
+
+
+def _unmailable(configuration: Configuration) -> Iterator[Advice]:
+    """Partners of mail routes that nothing can be mailed to: clear text leaves only where the partner says so (R21)."""
+    for name in dict.fromkeys(name for route in configuration.route for name in route.mail):
+        partner = configuration.partner[name]
+        if partner.send != "plain":
+            what = f'send = "{partner.send}" (the default is signed+encrypted): nothing is signed or encrypted yet'
+            do = 'set send = "plain" where clear text may leave, or take it out of the mail routes'
+            yield Advice("problem", what, do, f"partner.{name}.send", blocks=True)
+        if "*" in partner.address:
+            what = "its address is a pattern: nobody can be mailed at it"
+            yield Advice("problem", what, "name one address", f"partner.{name}.address", blocks=True)
 
 
 def _idle(configuration: Configuration) -> Iterator[Advice]:
@@ -196,6 +207,10 @@ def _idle(configuration: Configuration) -> Iterator[Advice]:
         yield Advice("problem", "no mail can come in", "add [smtp], [imap.NAME] or [pop3.NAME]", "route")
     if not into and (configuration.smtp or configuration.imap or configuration.pop3):
         yield Advice("warning", "no route stores mail in a PACS, so all mail is refused", "add a [[route]]", "route")
+    for name, entity in configuration.ae.items():
+        if entity.confirm == "commitment" and configuration.storescp is None:
+            what, do = "no report of storage commitment can come in", 'add [storescp], or set confirm = "find"'
+            yield Advice("problem", what, do, f"ae.{name}.confirm", _needed(configuration, "ae", name))
     if not (configuration.smtp or configuration.imap or configuration.pop3 or configuration.storescp):
         yield Advice("warning", "every door is shut", "add a section such as [smtp]", "gateway")
 

@@ -912,7 +912,7 @@ class _Association:
         )
         with _Reader(draft) as reader:
             source = dataset.Stored(reader.read, bytes(intake.content), intake.size)
-            return part10.judge(meta, source, self._door.limits.unpacked)
+            return part10.judge(meta, source, intake.size, self._door.limits.unpacked)
 
     def _hand_over(self, received: Received) -> tuple[int, str]:
         assert self._door.incoming is not None

@@ -20,11 +20,11 @@ import structlog
 from sqlalchemy import Connection
 
 from gateway.config import Configuration, Limits
-from gateway.core import header, partial, reader, routing
+from gateway.core import dsn, header, partial, reader, routing
 from gateway.core.coercion import Coercion, Rule
 from gateway.core.reader import Rules
 from gateway.errors import GatewayError, RefusedError, WorkerError
-from gateway.ledger import fragments, messages
+from gateway.ledger import fragments, messages, submissions
 from gateway.ledger.fragments import Caps, Piece, Source, Standing
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.spool import Draft, Spool
@@ -458,6 +458,7 @@ class Receive:
     ) -> None:
         verdict = judge(reading, decision)
         blob, destinations = None, decision.destinations
+        told = await self._told(row) if reading.kind == "report" else None
         if reading.instances and destinations and not verdict.held:
             blob = await self.spool.commit(draft, ".dcm")
         else:
@@ -466,10 +467,19 @@ class Receive:
         seconds = time.monotonic() - began
         read = messages.Read(reading, blob, destinations, verdict.refused, verdict.held, verdict.problem, seconds)
         now = datetime.now(UTC)
-        taken = await self.ledger.write(lambda c: messages.decide(c, row.id, read, now))
+
+        def change(connection: Connection) -> bool:
+            about = submissions.report(connection, told, row.id, now) if told else None
+            return messages.decide(connection, row.id, replace(read, matched=about) if about else read, now)
+
+        taken = await self.ledger.write(change)
         if not taken and blob is not None:
             self.spool.remove(blob)  # a person was quicker
         log.info("read", id=row.id, kind=reading.kind, instances=len(reading.instances), seconds=round(seconds, 3))
+
+    async def _told(self, row: messages.Row) -> dsn.Told | None:
+        """What a report says of a mail; what comes back with it is ours, and nothing new (R25)."""
+        return await asyncio.to_thread(dsn.read, Span(self.spool.path(row.blob), 0, row.size))
 
     async def _failed(self, row: messages.Row, error: Exception) -> datetime | None:
         now = datetime.now(UTC)

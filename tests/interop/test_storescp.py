@@ -67,7 +67,8 @@ def judged(path: Path) -> part10.Judged | None:
         meta = part10.read_meta(content)
     except dataset.Problem:
         return None
-    return part10.judge(meta, dataset.Stored(lambda at, n: content[at : at + n], content, len(content)), 1 << 30)
+    source = dataset.Stored(lambda at, n: content[at : at + n], content, len(content))
+    return part10.judge(meta, source, len(content), 1 << 30)
 
 
 def sendable() -> list[tuple[Path, part10.Judged]]:

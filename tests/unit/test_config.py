@@ -553,15 +553,6 @@ def test_encrypted_volume_is_known_through_what_it_is_built_on(tmp_path: Path, u
 @pytest.mark.parametrize(
     ("text", "key", "blocks"),
     [
-        (INBOUND + OUTBOUND, 'route "out".mail', True),
-        (INBOUND + OUTBOUND, "relay", False),
-        (INBOUND.replace("[partner", 'confirm = "commitment"\n[partner'), "ae.pacs.confirm", True),
-        (
-            INBOUND + '[ae.spare]\ntitle = "B"\nhost = "127.0.0.1"\nport = 1\nconfirm = "find"',
-            "ae.spare.confirm",
-            False,
-        ),
-        (INBOUND.replace("[partner", 'transcode = "lossless"\n[partner'), "ae.pacs.transcode", False),
         (INBOUND + "[smime]", "smime", False),
         (INBOUND + '[console]\nusers_file = "users"', "console.users_file", False),
         (INBOUND.replace("accept", 'receipt = "15m"\naccept') + OUTBOUND, "partner.clinic-a.receipt", True),
@@ -583,6 +574,29 @@ def test_what_is_not_built_is_named_and_blocks_what_depends_on_it(
     assert found[key].level == ("problem" if blocks else "warning")
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_commitment_needs_a_door_for_its_reports(tmp_path: Path, used: bool) -> None:
+    """A PACS reports on an association of its own (SC-3); without a listener nothing would ever be delivered."""
+    spare = '[ae.spare]\ntitle = "B"\nhost = "127.0.0.1"\nport = 1\nconfirm = "commitment"\n'
+    text = INBOUND.replace("[partner", 'confirm = "commitment"\n[partner') if used else INBOUND + spare
+    found = {one.key: one for one in config.advice(load(tmp_path, GATEWAY + text))}
+    assert found["ae.pacs.confirm" if used else "ae.spare.confirm"].blocks is used
+    opened = text + '[storescp]\ntitle = "GW"\nlisten = "127.0.0.1:0"\n'
+    assert not [one for one in config.advice(load(tmp_path, GATEWAY + opened)) if one.key.endswith(".confirm")]
+
+
+def test_clear_text_leaves_only_where_a_partner_says_so(tmp_path: Path) -> None:
+    """The default protects, and this release cannot: run refuses; so it does where nobody can be mailed at (R21)."""
+
+    def blocking(text: str) -> set[str]:
+        return {one.key for one in config.advice(load(tmp_path, GATEWAY + text + OUTBOUND)) if one.blocks}
+
+    assert "partner.clinic-a.send" in blocking(INBOUND)
+    assert "partner.clinic-a.send" in blocking(INBOUND.replace("accept", 'send = "signed"\naccept'))
+    assert "partner.clinic-a.send" not in blocking(INBOUND.replace("accept", 'send = "plain"\naccept'))
+    assert "partner.clinic-a.address" in blocking(INBOUND.replace("dicom@clinic-a", "*@clinic-a"))
+
+
 def test_several_nodes_block_run(tmp_path: Path) -> None:
     """A database that is not used would look like one that is."""
     text = GATEWAY + 'database = "postgresql://db/gw"\nblobs = "s3://b/p"\n' + INBOUND
@@ -594,7 +608,7 @@ def test_several_nodes_block_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    ['confirm = "store"', 'transcode = "never"', "downtime = []"],
+    ['confirm = "find"', 'transcode = "lossless"', 'downtime = ["Sun 02:00-04:00"]'],
 )
 def test_what_is_built_already_is_not_named(tmp_path: Path, setting: str) -> None:
     """A key that is set to what happens anyway is no news."""
