@@ -81,7 +81,7 @@ class Lane:
         identify: Callable[[bytes], Meta | None] = read_meta,
         **changes: Any,
     ) -> None:
-        """Queue one message with DICOM files: path or content, study and series of each; ``identify`` tells the rest."""
+        """Queue one message with DICOM files: path or content, study, series; ``identify`` tells the rest."""
         blob = self.spool.path(f"2026112312/{key}.dcm")
         blob.parent.mkdir(parents=True, exist_ok=True)
         found: list[Instance] = []
