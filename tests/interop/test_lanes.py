@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import json
 import subprocess
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -19,10 +21,19 @@ from dcmqrscp import Dcmqrscp
 from lane import Lane
 from pacs import Meta, Pacs, held_by_orthanc, need, orthanc, read_meta, storescp
 from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pynetdicom import AE, StoragePresentationContexts, evt
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
+    StudyRootQueryRetrieveInformationModelFind,
+    Verification,
+)
+from rows import alarms
 from samples import FOLDER
 from sqlalchemy import select
 
-from gateway.core import dataset, part10
+from gateway.core import commitment, dataset, part10
+from gateway.core.confirmation import MOST_ABSENCES
 from gateway.ledger.tables import delivery, instance
 from tests.samples import corpus
 
@@ -244,3 +255,62 @@ async def test_orthanc_is_not_sent_what_it_has_already(tmp_path: Path, lanes: li
         await lane.drain(5)
         assert {(outcome, code) for _, _, outcome, code in lane.parts("in-1")} == {("delivered", None)}
         assert {(outcome, code) for _, _, outcome, code in lane.parts("in-2")} == {("delivered", "already-there")}
+
+
+@contextlib.contextmanager
+def liar() -> Iterator[tuple[int, list[str]]]:
+    """Run an archive that answers 0000 to every C-STORE and keeps nothing: its port, and what it was sent."""
+    taken: list[str] = []
+    threads: list[threading.Thread] = []
+
+    def store(event: Any) -> int:
+        taken.append(event.request.AffectedSOPInstanceUID)
+        return 0
+
+    def find(_: Any) -> Iterator[tuple[int, None]]:
+        yield 0, None
+
+    def act(event: Any) -> tuple[int, None]:
+        report = Dataset()
+        report.TransactionUID = event.action_information.TransactionUID
+        report.FailedSOPSequence = event.action_information.ReferencedSOPSequence
+        for one in report.FailedSOPSequence:
+            one.FailureReason = 0x0112
+        tell = (report, 2, StorageCommitmentPushModel, commitment.SOP_INSTANCE)
+        threads.append(threading.Timer(0.1, event.assoc.send_n_event_report, tell))
+        threads[-1].start()
+        return 0, None
+
+    archive = AE("LIAR")
+    archive.supported_contexts = StoragePresentationContexts
+    for one in (Verification, StorageCommitmentPushModel, StudyRootQueryRetrieveInformationModelFind):
+        archive.add_supported_context(one)
+    handlers = [(evt.EVT_C_STORE, store), (evt.EVT_C_FIND, find), (evt.EVT_N_ACTION, act)]
+    server = archive.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    assert server is not None
+    try:
+        yield server.socket.getsockname()[1], taken
+    finally:
+        for thread in threads:
+            thread.join(10)
+        server.shutdown()
+
+
+@pytest.mark.parametrize("confirm", ["find", "commitment"])
+async def test_a_lying_pacs_is_found_out(confirm: str, tmp_path: Path, lanes: list[Lane]) -> None:
+    """0000 and then absent: sent again a bounded number of times, held in the end, never delivered (R18, SC-5)."""
+    with liar() as (port, taken):
+        entity = {"title": "LIAR", "port": port, "confirm": confirm, "confirm_within": "1s"}
+        lane = Lane(tmp_path / "gw", {"liar": entity})
+        lanes.append(lane)
+        lane.fill("in-1", a_study(4), ["liar"])
+        for _ in range(30):
+            if not lane.waiting:
+                break
+            await lane.store.look("liar")
+            assert not any(outcome == "delivered" for _, _, outcome, _ in lane.parts("in-1"))
+            lane.make_due()
+            await asyncio.sleep(0.2)
+        assert {(outcome, code) for _, _, outcome, code in lane.parts("in-1")} == {("held", "not-confirmed")}
+        assert set(Counter(taken).values()) == {MOST_ABSENCES}
+        assert lane.sync(alarms) == {("held", "in-1")}
