@@ -29,17 +29,21 @@ from gateway.edges.page import Pager
 from gateway.edges.smtp import Limits, SmtpDoor
 from gateway.edges.storescp import Limits as InstanceLimits
 from gateway.edges.storescp import StorageScpDoor
+from gateway.edges.submission import Relay
 from gateway.edges.worker import Workers
 from gateway.errors import ConfigurationError, GatewayError
-from gateway.ledger import deliveries, inventory, janitor, messages, notices, tickets
+from gateway.ledger import deliveries, inventory, janitor, messages, notices, submissions, tickets
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger, Lock, connect, demand_health
 from gateway.ledger.spool import Spool
 from gateway.ledger.tables import fact
 from gateway.ledger.tickets import Carrier, Kind
 from gateway.model import Reading, Span
+from gateway.stages.compose import Compose
 from gateway.stages.receive import Receive
+from gateway.stages.report import Report
 from gateway.stages.store import Store
+from gateway.stages.submit import Submit
 from gateway.users import Users
 
 log = structlog.get_logger(__name__)
@@ -52,6 +56,9 @@ DECODERS: Final = 1
 
 LOOKS: Final = 8
 """Messages in RECEIVE at the same time: one is read while the others are fetched and written down."""
+
+COMPOSITIONS: Final = 2
+"""Collections that are composed at the same time: each writes mails of many megabytes."""
 
 REPORT_WAIT: Final = 2.0
 """Seconds to wait for a commitment report on the association that asked; most peers open one of their own."""
@@ -268,10 +275,17 @@ class Service:
             self.scu = Scu(self.configuration)
             self.receive = Receive(self.configuration, self.ledger, self.spool, self._read)
             self.store = Store(self.configuration, self.ledger, self.spool, self.scu, transcode=self._decode_instance)
+            self._make_outbound()
             self.janitor = Janitor(self.ledger, self.spool)
             self.carrier = Carrier(
                 self.ledger,
-                {"receive": Kind(self.receive.look, LOOKS), "store": Kind(self.store.look, 1000)},
+                {
+                    "receive": Kind(self.receive.look, LOOKS),
+                    "store": Kind(self.store.look, 1000),
+                    "compose": Kind(self.compose.look, COMPOSITIONS),
+                    "submit": Kind(self.submit.look, 1),
+                    "report": Kind(self.report.look, 1),
+                },
             )
             await self._recover()
             try:
@@ -282,6 +296,13 @@ class Service:
             await self._serve()
             await self._end()
         log.info("stopped")
+
+    def _make_outbound(self) -> None:
+        configuration = self.configuration
+        relay = Relay(configuration.relay, configuration.gateway.name) if configuration.relay else None
+        self.compose = Compose(configuration, self.ledger, self.spool, relay)
+        self.submit = Submit(configuration, self.ledger, self.spool, relay)
+        self.report = Report(configuration, self.ledger, self.spool, relay)
 
     async def _read(self, message: Span, rules: reader.Rules, out: Path) -> Reading:
         return await self.workers.run(reader.read_to, message, rules, out)
@@ -309,10 +330,10 @@ class Service:
         crashed = await self.ledger.write(lambda c: _begin(c, now))
         if crashed:
             await self.ledger.read(demand_health)
-            self.store.not_before = now + GRACE_AFTER_CRASH
+            self.store.not_before = self.submit.not_before = now + GRACE_AFTER_CRASH
             log.warning("recovered", reason="unclean-stop")
         await self.ledger.write(lambda c: deliveries.orphan(c, self.configuration.ae, now))
-        lanes = [f"store:{name}" for name in self.configuration.ae]
+        lanes = [submissions.LANE, *(f"store:{name}" for name in self.configuration.ae)]
         # Marks of a former life are doubts even where nothing waits any more: every lane looks once.
         await self.ledger.write(lambda c: tickets.put_all(c, lanes, now))
         await self.janitor.reissue(now)
@@ -346,7 +367,8 @@ class Service:
             stack.push_async_callback(self._smtp.close, 0.0)
             self.readings.doors["smtp"] = True
         if configuration.storescp is not None:
-            self._storescp = StorageScpDoor(configuration.storescp, None, self._on_report, **_dicom_door(configuration))
+            door_settings = _dicom_door(configuration)
+            self._storescp = StorageScpDoor(configuration.storescp, self.compose, self._on_report, **door_settings)
             self.readings.doors["storescp"] = False
             await self._storescp.open()
             stack.push_async_callback(self._storescp.close, 0.0)
@@ -408,6 +430,7 @@ class Service:
         self.readings.doors = dict.fromkeys(self.readings.doors, False)
         patience = self.configuration.limits.stop.total_seconds()
         self.store.stop()
+        self.submit.stop()
         self.carrier.pause()
         if self._smtp is not None:
             await self._smtp.close(min(patience, LAST_WORDS))
@@ -415,6 +438,7 @@ class Service:
             await self._storescp.close(min(patience, LAST_WORDS))
         if not await self.carrier.idle(patience):
             self.store.abort()
+            self.submit.abort()
             await self.carrier.idle(LAST_WORDS)
         for task in (carrying, *others, *self._tasks):
             task.cancel()
@@ -459,7 +483,8 @@ class Service:
             for one in await self.ledger.read(notices.untold):
                 await self.pager.page(one)
                 await self.ledger.write(partial(notices.told, one=one))
-        except GatewayError as error:
+            await self.report.mail_notices()
+        except (GatewayError, OSError) as error:
             log.error("look_failed", exception=type(error).__name__)  # noqa: TRY400
         finally:
             self._paging = False
@@ -489,6 +514,9 @@ class Service:
     # What a person asks of the running daemon
 
     async def _perform(self, verb: str, arguments: Mapping[str, Any], who: str) -> dict[str, Any]:
+        if verb == "send":
+            paths = [Path(path) for path in arguments["files"]]
+            return {"reasons": await self.compose.take_files(arguments["partner"], paths, who)}
         name = arguments.get("ae")
         if name is not None and name not in self.configuration.ae:
             raise GatewayError(
@@ -527,7 +555,8 @@ class Service:
             log.warning("needs_restart", key=key)
         self.configuration = new
         self.receive.reload(new)
-        self.store.reload(new)
+        for stage in (self.store, self.compose, self.submit, self.report):
+            stage.reload(new)
         await self.ledger.write(lambda c: deliveries.orphan(c, new.ae, now))
         await self.janitor.reissue(now)
         log.info("reloaded")
@@ -538,8 +567,8 @@ def _begin(connection: Connection, now: datetime) -> bool:
     crashed = connection.scalar(select(fact.c.value).where(fact.c.name == _RUNNING)) is not None
     running = tickets.restart(connection, now)
     if crashed:
-        reading = [key.partition(":")[2] for key in running if key.startswith("receive:")]
-        messages.count_crashes(connection, reading, now)
+        busy = [key.partition(":")[2] for key in running if key.startswith(("receive:", "compose:"))]
+        messages.count_crashes(connection, busy, now)
         connection.execute(delete(fact).where(fact.c.name == _RUNNING))
     connection.execute(insert(fact).values(name=_RUNNING, value=now.isoformat()))
     return crashed
