@@ -12,6 +12,7 @@ PYTHON ?= python3
 ARGS ?=
 # Many tests wait for a peer or for time to pass: more of them at once than there are cores.
 WORKERS ?= 3
+SOAK ?= kill
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -46,8 +47,8 @@ fuzz: .venv/test  ## Throw damaged mail at every parser, ten minutes each or ARG
 	for target in tests/fuzz/*.py; do \
 	  echo "== $$target"; nice $(BIN)/python $$target -max_total_time=$(or $(ARGS),600) -rss_limit_mb=1024 -timeout=20; done
 
-soak: .venv/test peers  ## Mail from ten connections into Orthanc while the gateway is killed again and again
-	PYTHONPATH=.:tests/peers $(BIN)/python tests/fault/kill.py $(ARGS)
+soak: .venv/test peers  ## Mail from ten connections while the gateway is killed again and again; SOAK=night: a PACS away
+	PYTHONPATH=.:tests/peers $(BIN)/python tests/fault/$(SOAK).py $(ARGS)
 
 image:  ## Build the container image
 	docker build --tag dicom-mail-gateway .
