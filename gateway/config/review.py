@@ -9,10 +9,11 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from gateway.config.sections import NAMED, Configuration, Mailbox, PopMailbox, Section
+from gateway.config.sections import NAMED, Configuration, Mailbox, PopMailbox, Route, Section
 from gateway.config.values import is_loopback
 
 
@@ -117,12 +118,6 @@ _UNBUILT: Final = (
     _Unbuilt("partner.NAME.pin", "certificates are not used yet", built=(False,)),
     _Unbuilt("relay.oauth", "the relay is not logged in to by OAuth yet"),
     _Unbuilt("partner.NAME.receipt", "receipts are not asked for yet"),
-    _Unbuilt("route.patient_mismatch", "patients are not compared yet"),
-    _Unbuilt("route.issuer", "Issuer of Patient ID is not written yet"),
-    _Unbuilt("route.patient_id", "Patient IDs are not rewritten yet", built=("keep",)),
-    _Unbuilt("route.accession", "accession numbers are not cleared yet", built=("keep",)),
-    _Unbuilt("route.bare_dicom", "data sets without meta information are not taken yet", built=(False,)),
-    _Unbuilt("route.uuencode", "uuencoded attachments are not taken yet", built=(False,)),
     _Unbuilt("console.users_file", "the console has no pages yet, only /metrics and /health"),
 )
 
@@ -287,13 +282,27 @@ def _clear(what: str, do: str, key: str) -> Advice:
 
 
 def _patients(configuration: Configuration) -> Iterator[Advice]:
-    """Inbound routes by which a foreign Patient ID may meet one of ours."""
-    built = not any(row.key in {"route.issuer", "route.patient_id"} for row in _UNBUILT)
-    do = "set issuer or patient_id" if built else "issuer and patient_id come with a later release; mind it until then"
-    for route in configuration.route:
-        if route.store and route.issuer is None and route.patient_id == "keep":
+    """Inbound routes by which a foreign Patient ID may meet one of ours, or whose rules contradict each other."""
+    inbound = [route for route in configuration.route if route.store]
+    for route in inbound:
+        if route.issuer is None and route.patient_id == "keep":
             what = "a foreign Patient ID arrives unmarked and may mean someone else here"
-            yield Advice("warning", what, do, f'route "{route.name}".issuer')
+            yield Advice("warning", what, "set issuer or patient_id", f'route "{route.name}".issuer')
+    for one, other in combinations(inbound, 2):
+        rules = [(route.issuer, route.patient_id, route.accession) for route in (one, other)]
+        if rules[0] != rules[1] and _may_share_a_mail(one, other):
+            what = f'a mail that takes route "{one.name}" too is held: their rules for patients differ'
+            do = "give both the same issuer, patient_id and accession"
+            yield Advice("warning", what, do, f'route "{other.name}".issuer')
+
+
+def _may_share_a_mail(one: Route, other: Route) -> bool:
+    """Whether one mail may take both routes: from one sender, to two recipients. One from a mailbox has only one."""
+    if one.mailbox or other.mailbox or one.to == other.to:
+        return False
+    # A partner's name, an address or anybody: two names are two partners, else it may be the same sender.
+    names = {sender for sender in (one.from_, other.from_) if sender and sender != "*" and "@" not in sender}
+    return len(names) < 2
 
 
 # ---------------------------------------------------------------------------------------------------------------
