@@ -2,7 +2,8 @@
 
 It starts ``python -m gateway run`` as anybody would, beside a small PACS of its own, mails what pydicom ships, and
 plays what happens in a hospital: images labelled badly, one cut off on its way, a stranger, a mail that comes twice, a
-PACS that is away for a while. In the end it holds what the PACS got against what was mailed, byte for byte.
+PACS that is away for a while, a modality that sends a study to another clinic. In the end it holds what the PACS and
+the clinic got against what was sent, byte for byte.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import io
 import shutil
 import signal
 import smtplib
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import formatdate, make_msgid
@@ -30,7 +35,7 @@ from types import FrameType
 from typing import Any, Final, Self
 
 import pydicom
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
 from pynetdicom.transport import ThreadedAssociationServer
 from rich.console import Console
 from rich.live import Live
@@ -55,6 +60,13 @@ UID_VERIFICATION: Final = contexts.VERIFICATION[0]
 SENDER: Final = "dicom@clinic-a.example"
 STRANGER: Final = "somebody@elsewhere.example"
 RECIPIENT: Final = "pacs@gw.demo.example"
+CLINIC: Final = "dicom@clinic-b.example"
+
+CALLED: Final = "OPINION"
+"""AE title that a modality sends to when the images are for the other clinic."""
+
+STUDY: Final = "dicomdirtests/77654033/CT2"
+"""What it sends: a few images of one study, below the folder of samples."""
 
 START_PATIENCE: Final = 30.0
 STORY_PATIENCE: Final = 40.0
@@ -94,10 +106,30 @@ address = "{sender}"
 accept = "any"                      # unsigned mail: for a demo, not for a hospital
 peers = ["127.0.0.1"]
 
+[storescp]
+title = "GATEWAY"
+listen = "127.0.0.1:{dicom}"
+
+[relay]
+host = "127.0.0.1"
+port = {relay}
+tls = "none"
+sender = "dicom@demo.example"
+
+[partner.clinic-b]
+address = "{clinic}"
+send = "plain"                      # in the clear: for a demo, not for a hospital
+
 [[route]]
 name = "teleradiology in"
 from = "clinic-a"
 store = ["pacs"]
+
+[[route]]
+name = "second opinion out"
+called = "{called}"
+mail = ["clinic-b"]
+quiet = "1s"
 """
 
 
@@ -122,8 +154,9 @@ def run(serve: bool, pacs: ApplicationEntity | None = None) -> int:
         if pacs is None:
             own = stack.enter_context(Pacs())
             pacs = ApplicationEntity(title=TITLE, host="127.0.0.1", port=own.port)
-        gateway = stack.enter_context(Gateway(folder, pacs))
-        demo = Demo(console, gateway, own)
+        relay = stack.enter_context(Relay())
+        gateway = stack.enter_context(Gateway(folder, pacs, relay.port))
+        demo = Demo(console, gateway, own, relay)
         good = demo.play()
         if serve:
             demo.serve()
@@ -327,14 +360,107 @@ class Pacs:
         return 0x0000
 
 
+class Relay(socketserver.ThreadingTCPServer):
+    """A small mail server: takes every mail, and keeps it.
+
+    Attributes:
+        mails: Content of each mail, by recipient.
+        port: Where it listens.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Session)
+        self.mails: dict[str, list[bytes]] = {}
+        self.port = self.socket.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, args=[LOOK_EVERY], daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Session(socketserver.StreamRequestHandler):
+    """What a mail server says (RFC 5321), as far as the gateway must hear it."""
+
+    server: Relay
+
+    def handle(self) -> None:
+        recipient = ""
+        self._say("220 relay.demo.example")
+        for line in self.rfile:
+            match line[:4].upper():
+                case b"RCPT":
+                    recipient = line.decode("ascii").partition("<")[2].partition(">")[0]
+                    self._say("250 ok")
+                case b"DATA":
+                    self._say("354 go on")
+                    self.server.mails.setdefault(recipient, []).append(self._content())
+                    self._say("250 taken")
+                case b"QUIT":
+                    self._say("221 bye")
+                    return
+                case _:
+                    self._say("250 ok")
+
+    def _content(self) -> bytes:
+        lines = []
+        while (line := self.rfile.readline()) not in {b".\r\n", b""}:
+            lines.append(line.removeprefix(b"."))
+        return b"".join(lines)
+
+    def _say(self, line: str) -> None:
+        self.wfile.write(f"{line}\r\n".encode())
+
+
+def store(images: Sequence[Image], port: int) -> list[int]:
+    """Send images as a modality does, the bytes as they are; return the status of each answer."""
+    entity = AE("CT1")
+    for image in images:
+        header = pydicom.dcmread(image.path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+        entity.add_requested_context(header.SOPClassUID, header.file_meta.TransferSyntaxUID)
+    before, _config.STORE_SEND_CHUNKED_DATASET = _config.STORE_SEND_CHUNKED_DATASET, True
+    association = entity.associate("127.0.0.1", port, ae_title=CALLED)
+    try:
+        return [association.send_c_store(image.path).get("Status", -1) for image in images]
+    except RuntimeError as error:
+        raise GatewayError("the gateway accepts no association") from error
+    finally:
+        association.release()
+        _config.STORE_SEND_CHUNKED_DATASET = before
+
+
+def file_set(content: bytes) -> dict[str, bytes]:
+    """The DICOM parts of a mail, by File ID."""
+    parts = message_from_bytes(content).walk()
+    files = [part for part in parts if part.get_content_type() == "application/dicom"]
+    found = {}
+    for part in files:
+        payload = part.get_payload(decode=True)
+        found[str(part.get_param("id"))] = payload if isinstance(payload, bytes) else b""
+    return found
+
+
+def named(directory: bytes) -> set[str]:
+    """The File IDs that a DICOMDIR names."""
+    records = pydicom.dcmread(io.BytesIO(directory)).DirectoryRecordSequence
+    return {str(record.ReferencedFileID) for record in records if "ReferencedFileID" in record}
+
+
 class Gateway:
     """The real program in a process of its own, with a configuration in a folder of its own."""
 
-    def __init__(self, folder: Path, entity: ApplicationEntity) -> None:
+    def __init__(self, folder: Path, entity: ApplicationEntity, relay: int) -> None:
         self.folder = folder
         self.path = folder / "gateway.toml"
-        self.smtp, self.http = _free_ports(2)
-        self.path.write_text(CONFIGURATION.format(smtp=self.smtp, http=self.http, entity=entity, sender=SENDER))
+        self.smtp, self.http, self.dicom = _free_ports(3)
+        ports = {"smtp": self.smtp, "http": self.http, "dicom": self.dicom, "relay": relay}
+        text = CONFIGURATION.format(entity=entity, sender=SENDER, clinic=CLINIC, called=CALLED, **ports)
+        self.path.write_text(text)
         self.configuration: Configuration = load(self.path)
 
     def __enter__(self) -> Self:
@@ -418,12 +544,14 @@ class Demo:
         console: Where it is told.
         gateway: Running.
         pacs: Ours; None when the images go to somebody else's.
+        relay: Where it hands mails over.
     """
 
-    def __init__(self, console: Console, gateway: Gateway, pacs: Pacs | None) -> None:
+    def __init__(self, console: Console, gateway: Gateway, pacs: Pacs | None, relay: Relay) -> None:
         self._console = console
         self._gateway = gateway
         self._pacs = pacs
+        self._relay = relay
         self._mails: list[Mail] = []
         self._troubles: list[str] = []
         self._told: dict[str, str] = {}
@@ -432,7 +560,8 @@ class Demo:
         """Tell the whole story; return whether everything came out as it must."""
         began = time.monotonic()
         self._introduce()
-        for act in (self._clinic_sends, self._stranger_comes, self._outage, self._person_decides):
+        acts = (self._clinic_sends, self._stranger_comes, self._outage, self._person_decides, self._modality_sends)
+        for act in acts:
             if not self._troubles:
                 act()
         self._arrivals()
@@ -448,6 +577,7 @@ class Demo:
         lines.add_row("gateway", f"process {gateway.process.pid}, takes mail on 127.0.0.1:{gateway.smtp}")
         whose = "a small one of our own" if self._pacs else "as you named it"
         lines.add_row("PACS", f"AE {entity.title} on {entity.host}:{entity.port}, {whose}")
+        lines.add_row("modality", f"CT1, sends to AE {CALLED} on 127.0.0.1:{gateway.dicom}")
         lines.add_row("folder", f"{gateway.folder}, gone when this ends")
         self._console.print(Panel(lines, title="DICOM mail gateway", title_align="left", border_style="cyan"))
 
@@ -505,6 +635,30 @@ class Demo:
         self._say("Nobody can mend it, so a person drops it. That is on record too:", f"dicom-mail queue drop {key}")
         dropped = self._gateway.ask("drop", id=key)
         self._demand(dropped["outcome"] == Outcome.REFUSED, "a person's drop had no effect")
+
+    def _modality_sends(self) -> None:
+        self._act("The other way: a modality sends, a clinic gets a mail")
+        images = [Image.of(path) for path in sorted((SAMPLES / STUDY).iterdir())]
+        statuses = store(images, self._gateway.dicom)
+        self._say(f"CT1 stores {len(images)} images to {CALLED}. Each answer, once the image is on disk:", "0x0000")
+        self._demand(statuses == [0] * len(images), "an image was refused")
+        self._watch(lambda: CLINIC in self._relay.mails and self._submitted(), "the clinic has its mail")
+        if self._troubles:
+            return
+        content = self._relay.mails[CLINIC][0]
+        files = file_set(content)
+        directory = files.pop("DICOMDIR", b"")
+        header = message_from_bytes(content)
+        told = f"Subject: {header['Subject']}, {len(content)} bytes, {len(files)} files and a DICOMDIR"
+        self._say(f"Nothing more came for a second, so {CLINIC} gets one mail:", told)
+        self._demand(bool(directory) and named(directory) == files.keys(), "the DICOMDIR does not name every file")
+        got = sorted(hashlib.sha256(data_set(file)).hexdigest() for file in files.values())
+        self._demand(got == sorted(image.sha256 for image in images), "the clinic got something else than was sent")
+        self._say(f"All {len(files)} data sets in it have the sha256 of what the modality sent.")
+
+    def _submitted(self) -> bool:
+        items = self._gateway.ask("list")["items"]
+        return all(item["outcome"] != Outcome.WAITING for item in items if item["direction"] == "out")
 
     # What it comes to
 
@@ -567,6 +721,7 @@ class Demo:
             "delivered means: the PACS answered with success for that very image",
             "what cannot be trusted waited for a person and held up nothing else",
             "a PACS that was away got everything as soon as it was back",
+            "a modality's images went out as one mail, with a DICOMDIR of their own",
             "all that came in is accounted for, by the ledger alone",
         )
         told = Text("\n").join(Text(f"\N{CHECK MARK} {point}") for point in points)

@@ -21,7 +21,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,47 +32,64 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "peers")]
 from orthanc import Orthanc  # noqa: E402 - a script, run from anywhere
 from pacs import NODELAY, need, read_meta, resized, storescp  # noqa: E402
 from pydicom.data import get_testdata_file  # noqa: E402
-from sqlalchemy import Connection, insert  # noqa: E402
 
+from gateway import config  # noqa: E402
 from gateway.config import Listen, StorageSCP  # noqa: E402
-from gateway.edges.storescp import Caller, Received, StorageScpDoor  # noqa: E402
+from gateway.edges.storescp import StorageScpDoor  # noqa: E402
+from gateway.ledger.collections import Course  # noqa: E402
 from gateway.ledger.ledger import Ledger, connect  # noqa: E402
-from gateway.ledger.spool import Draft, Spool  # noqa: E402
-from gateway.ledger.tables import fact  # noqa: E402
+from gateway.ledger.spool import Spool  # noqa: E402
+from gateway.stages.compose import Compose  # noqa: E402
 
 CASES = {"300 x 0.5 MB": (300, 525_000), "1000 x 20 kB": (1000, 20_000)}
 BAR_DISK = 0.6
 BAR_ORTHANC = 2.0
 
 
-class Custody:
-    """Stands in for the stage: bytes synced and one row committed for each instance, shared where they come at once."""
+CONFIGURATION = """
+[gateway]
+name = "gw.test"
+postmaster = "it@gw.test"
+data = "data"
+
+[limits]
+free_space = "50 MB"
+
+[storescp]
+title = "BENCH"
+listen = "127.0.0.1:0"
+
+[relay]
+host = "127.0.0.1"
+tls = "none"
+sender = "dicom@gw.test"
+
+[partner.clinic]
+address = "dicom@clinic.test"
+send = "plain"
+
+[[route]]
+name = "out"
+called = "BENCH"
+mail = ["clinic"]
+max_size = "1 TB"
+"""
+
+
+class Custody(Compose):
+    """The stage itself; each round is a route of its own, so that the same files are new to it."""
 
     def __init__(self, folder: Path) -> None:
-        self.spool = Spool(folder / "spool")
-        self.ledger = Ledger(connect(f"sqlite:///{folder / 'ledger.sqlite'}"))
+        path = folder / "gateway.toml"
+        path.write_text(CONFIGURATION, encoding="utf-8")
+        ledger = Ledger(connect(f"sqlite:///{folder / 'ledger.sqlite'}"))
+        super().__init__(config.load(path), ledger, Spool(folder / "spool"))
+        self.turn = 0
 
-    def titles(self) -> Collection[str]:
-        """None beside the door's own."""
-        return ()
-
-    def welcomes(self, caller: Caller) -> bool:
-        """Everybody."""
-        return caller.calling != ""
-
-    def demand_room(self, size: int) -> None:
-        """Look, as the stage does."""
-        self.spool.demand(size)
-
-    def draft(self) -> Draft:
-        """Begin a file."""
-        return self.spool.draft()
-
-    async def accept(self, received: Received) -> int:
-        """Take custody."""
-        key = await self.spool.commit(received.draft, ".dcm")
-        await self.ledger.write_together(_note, (key, received.data_set_sha256))
-        return 0
+    def course(self, called: str, calling: str) -> Course | None:
+        """The only one, under another name in each round."""
+        found = super().course(called, calling)
+        return None if found is None else replace(found, route=f"round {self.turn}")
 
     def close(self) -> None:
         """End its threads."""
@@ -79,14 +97,9 @@ class Custody:
         self.ledger.close()
 
 
-def _note(connection: Connection, rows: list[tuple[str, str]]) -> list[None]:
-    connection.execute(insert(fact), [{"name": key, "value": value} for key, value in rows])
-    return [None] * len(rows)
-
-
 @contextlib.contextmanager
-def ours(folder: Path) -> Iterator[int]:
-    """The door, in a thread with a loop of its own; gives its port."""
+def ours(folder: Path) -> Iterator[tuple[int, Custody]]:
+    """The door, in a thread with a loop of its own; gives its port, and the stage behind it."""
     custody = Custody(folder)
     door = StorageScpDoor(StorageSCP(title="BENCH", listen=Listen("127.0.0.1", 0)), custody)
     loop = asyncio.new_event_loop()
@@ -94,7 +107,7 @@ def ours(folder: Path) -> Iterator[int]:
     thread.start()
     asyncio.run_coroutine_threadsafe(door.open(), loop).result()
     try:
-        yield door.addresses[0][1]
+        yield door.addresses[0][1], custody
     finally:
         asyncio.run_coroutine_threadsafe(door.close(5), loop).result()
         loop.call_soon_threadsafe(loop.stop)
@@ -128,6 +141,12 @@ def send(paths: list[Path], title: str, port: int, associations: int) -> float:
     if any(process.wait() for process in running):
         sys.exit(f"storescu failed to send to {title}")
     return time.perf_counter() - started
+
+
+def send_anew(custody: Custody, paths: list[Path], port: int, associations: int) -> float:
+    """Send them to us in a round of their own; return the seconds."""
+    custody.turn += 1
+    return send(paths, "BENCH", port, associations)
 
 
 def limit(paths: list[Path], folder: Path) -> float:
@@ -197,7 +216,7 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name in ("in", "files", "ours"):
             (folder / name).mkdir()
-        port = stack.enter_context(ours(folder / "ours"))
+        port, custody = stack.enter_context(ours(folder / "ours"))
         peer = stack.enter_context(storescp(folder / "in", "+B", "--fork", "-pdu", "131072"))
         archive = None if options.no_orthanc else stack.enter_context(Orthanc(OverwriteInstances=True))
         idle = resident()
@@ -207,7 +226,7 @@ def main() -> int:
             paths = make(folder / "files", *case)
             for associations in (1, 4):
                 runs: dict[str, Callable[[], float]] = {
-                    "ours": partial(send, paths, "BENCH", port, associations),
+                    "ours": partial(send_anew, custody, paths, port, associations),
                     "storescp +B": partial(send, paths, peer.title, peer.port, associations),
                     "the disk's limit": partial(limit, paths, folder),
                 }

@@ -69,9 +69,11 @@ def test_the_demo_shows_mail_becoming_instances(scratch: Path) -> None:
     assert "mail 5: waiting, 0 of 2 stored" in shown.stdout
     assert "cannot be reached: Connection refused" in shown.stdout
     assert "    550 5.7.1 " in shown.stdout
+    assert "bytes, 4 files and a DICOMDIR\n" in shown.stdout
+    assert "All 4 data sets in it have the sha256 of what the modality sent." in shown.stdout
     assert shown.stdout.count("identical\n") == 7
-    assert re.search(r"\nmails +6 +5 +0 +1 +0 +0 +0\s", shown.stdout)
-    assert re.search(r"\ninstances +58 +57 +0 +1 +0 +0\s", shown.stdout)
+    assert re.search(r"\nmails +7 +6 +0 +1 +0 +0 +0\s", shown.stdout)
+    assert re.search(r"\ninstances +62 +61 +0 +1 +0 +0\s", shown.stdout)
     assert max(map(len, shown.stdout.splitlines())) <= 80
     assert not any(scratch.iterdir())
     assert not alive(gateway_process(shown.stdout))

@@ -66,6 +66,23 @@ def test_on_a_terminal_the_rows_change_in_place(
     assert not Path(seen[0]).exists()
 
 
+def test_a_clinic_that_gets_something_else_is_found_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1, and in words: a directory that misses a file, and images that are not those of the modality."""
+    real = demo.file_set
+
+    def lie(content: bytes) -> dict[str, bytes]:
+        files = real(content)
+        return {"DICOMDIR": files["DICOMDIR"], "IM000001": files["IM000002"]}
+
+    monkeypatch.setattr(demo, "file_set", lie)
+    assert demo.run(serve=False) == 1
+    told = capsys.readouterr().out
+    assert "the DICOMDIR does not name every file" in told
+    assert "the clinic got something else than was sent" in told
+
+
 def _lie(change: Callable[[bytes], bytes]) -> Callable[[demo.Pacs, str, bytes], None]:
     keep = demo.Pacs.keep
     return lambda self, uid, received: keep(self, uid, change(received))
@@ -99,7 +116,7 @@ def test_a_gateway_that_dies_is_an_error_in_one_line(tmp_path: Path, monkeypatch
     monkeypatch.setattr(demo, "CONFIGURATION", demo.CONFIGURATION.replace('data = "data"', 'data = "/dev/null/x"'))
     with (
         pytest.raises(GatewayError, match=r"the gateway did not start: dicom-mail: .*/dev/null"),
-        demo.Gateway(tmp_path, entity),
+        demo.Gateway(tmp_path, entity, 1),
     ):
         pass
     monkeypatch.undo()
@@ -116,7 +133,7 @@ def test_a_gateway_that_dies_is_an_error_in_one_line(tmp_path: Path, monkeypatch
 def test_a_gateway_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its process id, and no other way."""
     entity = ApplicationEntity(title="X", host="127.0.0.1", port=free_port())
-    with demo.Gateway(tmp_path, entity) as gateway:
+    with demo.Gateway(tmp_path, entity, 1) as gateway:
         monkeypatch.setattr(demo, "STOP_PATIENCE", 0.5)
         os.kill(gateway.process.pid, signal.SIGSTOP)
     assert gateway.process.returncode == -signal.SIGKILL
@@ -124,7 +141,7 @@ def test_a_gateway_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pyte
 
 def test_silence_has_last_words_too(tmp_path: Path) -> None:
     """An empty log is no crash."""
-    gateway = demo.Gateway(tmp_path, ApplicationEntity(title="X", host="127.0.0.1", port=1))
+    gateway = demo.Gateway(tmp_path, ApplicationEntity(title="X", host="127.0.0.1", port=1), 1)
     (tmp_path / "log").touch()
     assert gateway.last_words() == "it said nothing"
 
