@@ -202,8 +202,8 @@ class Reader:
 
     def _primitive(self, tag: int) -> Iterator[bytes]:
         found, left = self._header()
-        if found != tag or left is None:
-            malformed("the content has no length")
+        assert found == tag
+        assert left is not None  # a primitive element has one
         while left:
             size = min(left, BLOCK)
             yield self._take(size)
