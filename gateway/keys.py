@@ -1,10 +1,10 @@
-"""Certificates, keys, anchors and CRLs, from their files: a bad one is named and left aside, and stops nothing (R32)."""
+"""Certificates, keys, anchors and CRLs from their files: a bad one is named and left aside, and stops nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from gateway.core.cms.signed import Identity
 from gateway.core.cms.trust import Trust
 from gateway.core.unsealing import Keyring, Store, der
 from gateway.errors import ConfigurationError
+from gateway.stages.compose import UnprotectedError, protect
 
 LONGEST: Final = 1 << 20
 """Bytes of a file with certificates."""
@@ -145,3 +146,42 @@ def _read(path: Path, most: int) -> bytes:
     if len(block) > most:
         raise ConfigurationError(f"it is longer than {most} bytes")
     return block
+
+
+WARN: Final = (60, 30, 14, 3)
+"""Days before a certificate runs out at which people are told."""
+
+
+def review(configuration: Configuration, now: datetime) -> Iterator[Advice]:
+    """Say which files cannot be used, what runs out, and to which partner nothing could be sent. Blocks."""
+    found = load(configuration)
+    yield from found.problems
+    ring = found.keyring
+    if configuration.smime is not None and ring.identities and keyring.signer(ring.identities, now) is None:
+        yield Advice("problem", "no certificate of ours can sign now", "put a valid one there", "smime.identities")
+    if configuration.smime is not None and not ring.trust.anchors:
+        what = f"{configuration.smime.trust} holds no anchor: only pinned certificates count"
+        yield Advice("warning", what, "put the certificates of the authorities there", "smime.trust")
+    for key, certificate in _in_use(configuration, ring, now):
+        days = (certificate.not_valid_after_utc - now).days
+        if days < 0:
+            yield Advice("problem", f"a certificate has run out {-days} days ago", "ask for a new one", key)
+        elif days <= WARN[0]:
+            yield Advice("warning", f"a certificate runs out in {days} days", "ask for a new one", key)
+    for name in dict.fromkeys(name for route in configuration.route for name in route.mail):
+        try:
+            protect(ring, name, configuration.partner[name], now)
+        except UnprotectedError as error:
+            do = "put it right and reload; until then its mail is held"
+            yield Advice("problem", error.text, do, f"partner.{name}.send")
+
+
+def _in_use(configuration: Configuration, ring: Keyring, now: datetime) -> Iterator[tuple[str, x509.Certificate]]:
+    """The certificates that are used now, with the key that names each: ours that signs, and one of each partner."""
+    own = keyring.signer(ring.identities, now)
+    if own is not None:
+        yield "smime.identities", own.certificate
+    for name in configuration.partner:
+        certificate = ring.certificate(name, now)
+        if certificate is not None:
+            yield f"partner.{name}.certificate", certificate

@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from gateway.core.reader import Rules, read
 from gateway.model import Reading, Span
@@ -117,7 +118,7 @@ def mail(*parts: bytes, kind: str = "multipart/mixed", fields: str = "", boundar
     return head.encode() + b"".join(line + b"\r\n" + one for one in parts) + line + b"--\r\n"
 
 
-def reading(folder: Path, message: bytes, **limits: int) -> Reading:
+def reading(folder: Path, message: bytes, **limits: Any) -> Reading:
     """Read a message that is given as bytes; limits may be given by name. The instances lie in ``folder/instances``."""
     given = {"parts": 100, "depth": 8, "header": 1 << 16, "instance": 1 << 24, "unpacked": 1 << 24, "ratio": 200}
     path = folder / "message.eml"

@@ -9,10 +9,11 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from gateway.config.sections import NAMED, Configuration, Mailbox, PopMailbox, Section
+from gateway.config.sections import NAMED, Configuration, Mailbox, PopMailbox, Route, Section
 from gateway.config.values import is_loopback
 
 
@@ -112,17 +113,9 @@ _UNBUILT: Final = (
     _Unbuilt("gateway.blobs", "several nodes with shared bytes are not built yet"),
     _Unbuilt("imap.NAME", "mailboxes are not polled by IMAP yet"),
     _Unbuilt("pop3.NAME", "mailboxes are not polled by POP3 yet"),
-    _Unbuilt("smime", "nothing is decrypted or verified yet"),
-    _Unbuilt("partner.NAME.certificate", "certificates are not used yet"),
-    _Unbuilt("partner.NAME.pin", "certificates are not used yet", built=(False,)),
+    _Unbuilt("smime.crl_hosts", "CRLs are not fetched yet, only read from smime.crls", built=((),), blocks=False),
     _Unbuilt("relay.oauth", "the relay is not logged in to by OAuth yet"),
     _Unbuilt("partner.NAME.receipt", "receipts are not asked for yet"),
-    _Unbuilt("route.patient_mismatch", "patients are not compared yet"),
-    _Unbuilt("route.issuer", "Issuer of Patient ID is not written yet"),
-    _Unbuilt("route.patient_id", "Patient IDs are not rewritten yet", built=("keep",)),
-    _Unbuilt("route.accession", "accession numbers are not cleared yet", built=("keep",)),
-    _Unbuilt("route.bare_dicom", "data sets without meta information are not taken yet", built=(False,)),
-    _Unbuilt("route.uuencode", "uuencoded attachments are not taken yet", built=(False,)),
     _Unbuilt("console.users_file", "the console has no pages yet, only /metrics and /health"),
 )
 
@@ -196,9 +189,9 @@ def _unmailable(configuration: Configuration) -> Iterator[Advice]:
     """Partners of mail routes that nothing can be mailed to: clear text leaves only where the partner says so (R21)."""
     for name in dict.fromkeys(name for route in configuration.route for name in route.mail):
         partner = configuration.partner[name]
-        if partner.send != "plain":
-            what = f'send = "{partner.send}" (the default is signed+encrypted): nothing is signed or encrypted yet'
-            do = 'set send = "plain" where clear text may leave, or take it out of the mail routes'
+        if partner.send != "plain" and not (configuration.smime and configuration.smime.identities):
+            what = f'send = "{partner.send}" (the default is signed+encrypted), and there is no certificate of ours'
+            do = 'name one in [smime] identities, or set send = "plain" where clear text may leave'
             yield Advice("problem", what, do, f"partner.{name}.send", blocks=True)
         if "*" in partner.address:
             what = "its address is a pattern: nobody can be mailed at it"
@@ -228,10 +221,9 @@ def _open_doors(configuration: Configuration) -> Iterator[Advice]:
         if partner.accept == "any" and not (partner.peers or partner.smtp_user):
             what = 'accept = "any" and bound to no peer: anybody can write in this name'
             yield Advice("warning", what, "bind it with peers or smtp_user, or ask for a signature", f"{key}.accept")
-        if partner.accept != "any":
-            what = f'accept = "{partner.accept}": protection is not checked yet, so its mail is held'
-            do = 'set accept = "any", bound by peers or smtp_user, until it can be'
-            yield Advice("warning", what, do, f"{key}.accept")
+        if partner.accept != "any" and configuration.smime is None:
+            what = f'accept = "{partner.accept}", and nobody is trusted: all its mail is held'
+            yield Advice("warning", what, "add [smime] with its folder trust", f"{key}.accept")
         if partner.smtp_user and not (smtp and smtp.users_file):
             yield Advice("problem", "nobody can log in", "set smtp.users_file", f"{key}.smtp_user")
     if smtp and smtp.users_file and not smtp.users_file.exists():
@@ -287,13 +279,27 @@ def _clear(what: str, do: str, key: str) -> Advice:
 
 
 def _patients(configuration: Configuration) -> Iterator[Advice]:
-    """Inbound routes by which a foreign Patient ID may meet one of ours."""
-    built = not any(row.key in {"route.issuer", "route.patient_id"} for row in _UNBUILT)
-    do = "set issuer or patient_id" if built else "issuer and patient_id come with a later release; mind it until then"
-    for route in configuration.route:
-        if route.store and route.issuer is None and route.patient_id == "keep":
+    """Inbound routes by which a foreign Patient ID may meet one of ours, or whose rules contradict each other."""
+    inbound = [route for route in configuration.route if route.store]
+    for route in inbound:
+        if route.issuer is None and route.patient_id == "keep":
             what = "a foreign Patient ID arrives unmarked and may mean someone else here"
-            yield Advice("warning", what, do, f'route "{route.name}".issuer')
+            yield Advice("warning", what, "set issuer or patient_id", f'route "{route.name}".issuer')
+    for one, other in combinations(inbound, 2):
+        rules = [(route.issuer, route.patient_id, route.accession) for route in (one, other)]
+        if rules[0] != rules[1] and _may_share_a_mail(one, other):
+            what = f'a mail that takes route "{one.name}" too is held: their rules for patients differ'
+            do = "give both the same issuer, patient_id and accession"
+            yield Advice("warning", what, do, f'route "{other.name}".issuer')
+
+
+def _may_share_a_mail(one: Route, other: Route) -> bool:
+    """Whether one mail may take both routes: from one sender, to two recipients. One from a mailbox has only one."""
+    if one.mailbox or other.mailbox or one.to == other.to:
+        return False
+    # A partner's name, an address or anybody: two names are two partners, else it may be the same sender.
+    names = {sender for sender in (one.from_, other.from_) if sender and sender != "*" and "@" not in sender}
+    return len(names) < 2
 
 
 # ---------------------------------------------------------------------------------------------------------------

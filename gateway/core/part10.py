@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-from gateway.core import dataset
+from gateway.core import dataset, patient
 from gateway.core.dataset import Problem, Source
 from gateway.core.findings import CODES
 from gateway.core.header import printable
+from gateway.core.patient import Patient
 from gateway.model import MEDIA_STORAGE_DIRECTORY, Severity
 
 PREFIX_AT: Final = 128
@@ -25,8 +26,7 @@ _SOP_CLASS: Final = 0x00080016
 _SOP_INSTANCE: Final = 0x00080018
 _STUDY: Final = 0x0020000D
 _SERIES: Final = 0x0020000E
-_PATIENT_ID: Final = 0x00100020
-_WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES, _PATIENT_ID))
+_WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES)) | patient.TAGS
 
 _STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
 _BARE_HEAD: Final = 4096
@@ -75,6 +75,8 @@ class Judged:
         codes: What was noticed, the meta information's codes included.
         held: The first code that is an error.
         ends_with_pixels: Its last element is Pixel Data: nothing can be missing behind it.
+        patient: Whose it says it is.
+        is_unreadable: It cannot be walked to its end.
     """
 
     meta: Meta
@@ -85,6 +87,8 @@ class Judged:
     codes: tuple[str, ...]
     held: str | None
     ends_with_pixels: bool
+    patient: Patient
+    is_unreadable: bool
 
     @property
     def is_directory(self) -> bool:
@@ -185,15 +189,19 @@ def judge(meta: Meta, source: Source, size: int, unpacked: int) -> Judged:
         unpacked: Most bytes a deflated data set may inflate to.
     """
     codes = list(meta.codes)
+    raw: dict[int, bytes] = {}
     values: dict[int, str] = {}
     walked = dataset.Walked()
     try:
         walked = _walk(meta, source, unpacked)
     except Problem as problem:
         codes.append(problem.code)
+        unreadable = True
     else:
+        unreadable = False
         for found in walked.found:
-            values.setdefault(found.tag, _text(found.value))
+            raw.setdefault(found.tag, found.value)
+        values = {tag: _text(value) for tag, value in raw.items()}
         codes += ["trailing-padding"] if walked.padded else []
         codes += _disagreements(meta, values)
         if (size - meta.data_set) % 2 and meta.sop_class != MEDIA_STORAGE_DIRECTORY:
@@ -208,6 +216,8 @@ def judge(meta: Meta, source: Source, size: int, unpacked: int) -> Judged:
         codes=tuple(dict.fromkeys(codes)),
         held=next((code for code in codes if CODES[code].severity is Severity.ERROR), None),
         ends_with_pixels=walked.ends_with_pixels,
+        patient=patient.of(raw),
+        is_unreadable=unreadable,
     )
 
 
@@ -245,7 +255,7 @@ def _disagreements(meta: Meta, values: dict[int, str]) -> list[str]:
         codes.append("sop-class-mismatch")
     if meta.sop_instance and meta.sop_instance != values.get(_SOP_INSTANCE, meta.sop_instance):
         codes.append("meta-instance")
-    if not values.get(_PATIENT_ID):
+    if not values.get(patient.ID):
         codes.append("no-patient-id")
     return list(dict.fromkeys(codes))
 

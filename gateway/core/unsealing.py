@@ -20,8 +20,8 @@ from gateway.core import header, mime, reader
 from gateway.core.cms import keyring
 from gateway.core.cms.enveloped import Key
 from gateway.core.cms.failure import Failure, ProtectionError
-from gateway.core.cms.signed import Identity
 from gateway.core.cms.opened import ENVELOPES, SIGNATURES, open_message
+from gateway.core.cms.signed import Identity
 from gateway.core.cms.trust import Trust
 from gateway.core.cms.verdict import Accept, Expected, Verdict, judge, shortfall
 from gateway.core.reader import Rules
@@ -173,8 +173,9 @@ def _parsed(store: Store) -> tuple[tuple[Key, ...], Trust]:
 def _holds_smime(message: Span, rules: Rules) -> bool:
     """Whether S/MIME lies somewhere below the root: somebody put something around it, as a relay's footer."""
     with message.path.open("rb", buffering=0) as file:
-        limits = {"parts": rules.parts, "depth": rules.depth, "header_limit": rules.header}
-        return any(one.type in _SECURED for one in mime.Walk(file.fileno(), message.start, message.end, **limits))
+        start, end = message.start, message.end
+        walk = mime.Walk(file.fileno(), start, end, parts=rules.parts, depth=rules.depth, header_limit=rules.header)
+        return any(one.type in _SECURED for one in walk)
 
 
 def document(verdict: Verdict) -> Mapping[str, Any]:

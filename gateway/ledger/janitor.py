@@ -16,6 +16,7 @@ from sqlalchemy import Connection, delete, func, insert, or_, select, update
 from gateway.ledger import fragments, inventory, submissions, tickets
 from gateway.ledger.events import tell
 from gateway.ledger.ledger import Ledger
+from gateway.ledger.messages import MISMATCH
 from gateway.ledger.notices import close_notice, open_notice
 from gateway.ledger.spool import Spool
 from gateway.ledger.tables import collection, delivery, event, finding, instance, message, submission, total
@@ -121,6 +122,7 @@ def _purge_bytes(connection: Connection, now: datetime, before: datetime) -> lis
     blobs: list[str] = submissions.blobs(connection, [row.id for row in found]) if found else []
     for key, *mine in found:
         connection.execute(update(message).where(message.c.id == key).values(purged_at=now))
+        close_notice(connection, now, MISMATCH, key)
         tell(connection, now, "purged", "its bytes were deleted: the time to keep them is over", message=key)
         blobs += [blob for blob in mine if blob]
     return blobs

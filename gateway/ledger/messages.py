@@ -20,6 +20,9 @@ from gateway.model import Direction, Envelope, Header, Instance, Outcome, Readin
 DROPPED: Final = "dropped"
 """The code of what a person refused."""
 
+MISMATCH: Final = "patient-mismatch-urgent"
+"""A finding, and the notice about it: a person looks at what was stored, and releases it to say so."""
+
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: nothing that is misread on the telephone
 
 
@@ -283,6 +286,7 @@ def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
         for name in read.destinations:
             tickets.put(connection, f"store:{name}", now)
     tell(connection, now, "read", _summary(read), message=key)
+    _tell_of_patients(connection, key, read, now)
     if again:
         text = f"{again} of these came before; they are sent again, except where the destination shows that it has them"
         tell(connection, now, "known", text, message=key)
@@ -294,6 +298,16 @@ def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
         _close_whole(connection, key, outcome, code, now)
     fold(connection, [key], now)
     return True
+
+
+def _tell_of_patients(connection: Connection, key: str, read: Read, now: datetime) -> None:
+    """Tell what the rules of the route changed, and at once of an urgent mail in which one ID may be two people."""
+    if text := _changes(read.reading.instances):
+        tell(connection, now, "rewritten", text, message=key)
+    if any(one.code == MISMATCH for one in read.reading.findings):
+        text = f"{key} was stored as it is urgent, but one Patient ID in it has two birth dates or names"
+        hint = f"dicom-mail queue show {key}; then queue release {key}"
+        open_notice(connection, now, MISMATCH, key, text, hint)
 
 
 def _close_whole(connection: Connection, key: str, outcome: Outcome, code: str | None, now: datetime) -> None:
@@ -474,6 +488,15 @@ def _summary(read: Read) -> str:
     return f"read {count} instance{'s' if count > 1 else ''} for {where}{tail}"
 
 
+def _changes(instances: Sequence[Instance]) -> str | None:
+    """Say which rules changed how many instances, and none of the values."""
+    changed = [one for one in instances if one.changed]
+    if not changed:
+        return None
+    rules = ", ".join(dict.fromkeys(rule for one in changed for rule in one.changed))
+    return f"{len(changed)} of {len(instances)} instances were changed by the route's rules: {rules}"
+
+
 def _instance_values(key: str, number: int, one: Instance) -> dict[str, Any]:
     return {
         "message": key,
@@ -489,7 +512,7 @@ def _instance_values(key: str, number: int, one: Instance) -> dict[str, Any]:
         "file_id": _plain(one.file_id),
         "start": one.file.start,
         "data_set": one.data_set,
-        "size": one.size,
+        "size": one.file.size,  # as it lies in the blob and goes to the PACS
     }
 
 

@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, Connection, or_, select, update
 from gateway.errors import GatewayError
 from gateway.ledger import submissions, tickets
 from gateway.ledger.events import tell
-from gateway.ledger.messages import DROPPED, announce, fold
+from gateway.ledger.messages import DROPPED, MISMATCH, announce, fold
+from gateway.ledger.notices import close_notice
 from gateway.ledger.tables import delivery, destination, message
 from gateway.model import Direction, Outcome, Stage
 
@@ -86,7 +87,8 @@ def release(connection: Connection, key: str, now: datetime, who: str) -> None:
     if row.direction == Direction.OUT:
         count = submissions.requeue(connection, key, [Outcome.HELD], now, doubtful=False)
     else:
-        count = _accept_problem(connection, key) + _requeue(connection, key, delivery.c.outcome == Outcome.HELD, now)
+        count = int(close_notice(connection, now, MISMATCH, key)) + _accept_problem(connection, key)
+        count += _requeue(connection, key, delivery.c.outcome == Outcome.HELD, now)
     if not count:
         raise WrongStateError(f"nothing of {key} is held", hint=_hint(row.outcome))
     _tell(connection, key, now, who, "released", "released")

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, Literal, cast
 
 import structlog
 from sqlalchemy import Connection
@@ -25,6 +25,7 @@ from gateway.core import dsn, header, partial, reader, routing, unsealing
 from gateway.core.cms.failure import Failure
 from gateway.core.cms.verdict import Accept
 from gateway.core.cms.verdict import Verdict as Protection
+from gateway.core.coercion import Coercion, Rule
 from gateway.core.findings import finding
 from gateway.core.reader import Rules
 from gateway.core.unsealing import Guard, Keyring, Unsealed, der
@@ -61,6 +62,9 @@ ASK_AGAIN: Final = timedelta(minutes=15)
 PATIENCE: Final = timedelta(hours=24)
 """How long such a message waits for a CRL before it is held."""
 
+RULES_DIFFER: Final = "rules-differ"
+"""The code of a message whose routes would change its data sets in different ways."""
+
 POLITE: Final = 1.0
 """Seconds that reading steps back at most while messages are being taken in: their senders wait for an answer."""
 
@@ -96,7 +100,19 @@ def book(configuration: Configuration) -> routing.Book:
         for name, one in configuration.partner.items()
     )
     routes = tuple(
-        routing.Route(one.name, one.from_, one.to, one.mailbox, one.store, one.urgent, one.late)
+        routing.Route(
+            one.name,
+            one.from_,
+            one.to,
+            one.mailbox,
+            one.store,
+            one.urgent,
+            one.late,
+            one.patient_mismatch,
+            Rule(one.issuer, one.prefix, one.accession == "clear"),
+            one.bare_dicom,
+            one.uuencode,
+        )
         for one in configuration.route
         if one.store
     )
@@ -106,8 +122,26 @@ def book(configuration: Configuration) -> routing.Book:
     return routing.Book(partners, routes, tuple(own))
 
 
-def rules(limits: Limits) -> Rules:
-    """What the reader may do, from the limits."""
+def rules(
+    limits: Limits, decision: routing.Decision | None = None, *, system: str = "", moment: datetime | None = None
+) -> Rules:
+    """What the reader may do and must change, from the limits and the routes that a message takes.
+
+    Routes that differ in a permission give it only together: what one of them would not take is held.
+
+    Args:
+        limits: Of the configuration.
+        decision: Which routes; None: none.
+        system: Our name, which goes on record with what is changed.
+        moment: When, likewise. Without it nothing is changed.
+    """
+    routes = decision.routes if decision else ()
+    coercion = None
+    if decision and moment and routes and routes[0].coerce and not decision.is_contradictory:
+        coercion = Coercion(routes[0].coerce, moment, system, decision.partner.name if decision.partner else "")
+    mismatch: Literal["hold", "urgent", "accept"] = "accept"
+    if not routes or any(route.patient_mismatch == "hold" for route in routes):
+        mismatch = "urgent" if decision and decision.urgent else "hold"
     return Rules(
         parts=limits.parts,
         depth=limits.depth,
@@ -115,6 +149,10 @@ def rules(limits: Limits) -> Rules:
         instance=limits.instance,
         unpacked=limits.unpacked,
         ratio=limits.ratio,
+        bare_dicom=bool(routes) and all(route.bare_dicom for route in routes),
+        uuencode=bool(routes) and all(route.uuencode for route in routes),
+        patient_mismatch=mismatch,
+        coercion=coercion,
     )
 
 
@@ -165,7 +203,7 @@ def judge(reading: Reading, decision: routing.Decision) -> Verdict:
     go on, and nothing is dropped (AMB-40).
     """
     if reading.instances and decision.routes:
-        return Verdict(problem=problem(reading))
+        return Verdict(held=RULES_DIFFER) if decision.is_contradictory else Verdict(problem=problem(reading))
     if reading.instances and decision.partner is not None:
         return Verdict(held="no-route")  # images sent to an address of ours for reports: a person decides
     if reading.kind == "partial" and (decision.routes or decision.partner is not None):
@@ -386,9 +424,9 @@ class Receive:
             size = message.size - head.size
             piece = Piece(row.id, head.fragment, sender, envelope.recipients, row.body_sha256, size)
             return await self._gather(row, piece, joins)
-        if text := unchecked(decision):
-            await self._hold(row.id, PROTECTION_NOT_CHECKED, text)
-            return None
+        # Without a route it is mail for ourselves, a report at best: nothing of it goes anywhere.
+        if decision.routes and (head.is_protected or demanded(decision) != "any"):
+            return await self._unseal_whole(row, message, decision)
         await self._read_whole(row, message, decision)
         return None
 
@@ -396,11 +434,40 @@ class Receive:
         began = time.monotonic()
         draft = self.spool.draft()
         try:
-            reading = without_repetitions(await self._read(message, rules(self.configuration.limits), draft.path))
+            reading = without_repetitions(await self._read(message, self._rules(decision), draft.path))
         except BaseException:
             draft.discard()
             raise
         await self._decide(row, decision, reading, draft, began)
+
+    # Protection
+
+    async def _unseal_whole(self, row: messages.Row, message: Span, decision: routing.Decision) -> datetime | None:
+        """Open, judge and read a message; hold it when it has not the protection it must have.
+
+        Its layers lie in clear in a folder of their own, which goes with this call, whatever happens to the worker.
+        """
+        began, now = time.monotonic(), self._clock()
+        folder = self.configuration.gateway.data / "scratch" / "receive" / row.id
+        draft = self.spool.draft()
+        try:
+            await asyncio.to_thread(_make_anew, folder)
+            wanted = guard(self.keyring, self.configuration, decision, now, folder)
+            found = await self._unseal(message, self._rules(decision), wanted, draft.path)
+        except BaseException:
+            draft.discard()
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        if found.held is None:
+            reading = _remark(without_repetitions(found.reading), found.verdict)
+            await self._decide(row, decision, reading, draft, began, found.verdict)
+            return None
+        draft.discard()
+        if found.held is Failure.REVOCATION_UNKNOWN and now < row.received_at + PATIENCE:
+            return now + ASK_AGAIN
+        await self._hold(row.id, found.held, f"its protection does not hold: {found.held}", found.verdict)
+        return None
 
     # Fragments
 
@@ -466,6 +533,10 @@ class Receive:
 
     # What follows from a reading
 
+    def _rules(self, decision: routing.Decision) -> Rules:
+        limits, name = self.configuration.limits, self.configuration.gateway.name
+        return rules(limits, decision, system=name, moment=self._clock())
+
     async def _decide(
         self,
         row: messages.Row,
@@ -476,16 +547,15 @@ class Receive:
         protection: Protection | None = None,
     ) -> None:
         verdict = judge(reading, decision)
-        blob = None
+        blob, destinations = None, decision.destinations
         told = await self._told(row) if reading.kind == "report" else None
-        if reading.instances and decision.routes:
+        if reading.instances and destinations and not verdict.held:
             blob = await self.spool.commit(draft, ".dcm")
         else:
             draft.discard()
+            destinations = ()
         seconds = time.monotonic() - began
-        read = messages.Read(
-            reading, blob, decision.destinations, verdict.refused, verdict.held, verdict.problem, seconds
-        )
+        read = messages.Read(reading, blob, destinations, verdict.refused, verdict.held, verdict.problem, seconds)
         now = datetime.now(UTC)
 
         def change(connection: Connection) -> bool:

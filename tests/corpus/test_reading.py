@@ -7,8 +7,11 @@ import hashlib
 import io
 import json
 import re
+import shutil
+import subprocess
 import time
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pydicom
 import pytest
 
 from gateway.config import Limits
+from gateway.core.coercion import Coercion, Rule
 from gateway.core.reader import read_to
 from gateway.edges.worker import Workers
 from gateway.model import Reading, Severity, Span
@@ -43,6 +47,10 @@ HELD_THOUGH_A_PACS_TOOK_IT = {
     "dicom/pydicom/SC_rgb_jls_lossy_sample.dcm": "no-study",
 }
 """P10-7 asks for more than the most patient of them."""
+
+
+CHANGED = {0x00080050, 0x00100020, 0x00100021, 0x04000561, 0x00080000, 0x00100000, 0x04000000}
+"""What a rule changes, and the group lengths that follow."""
 
 
 def manifest() -> list[dict[str, str]]:
@@ -191,3 +199,47 @@ def test_returned_images_never_look_like_a_study(tmp_path: Path) -> None:
         assert (result.kind, bool(result.instances)) in (("report", False), ("dicom", True))
         known += result.kind == "report"
     assert known >= 125
+
+
+def raw(read: pydicom.Dataset) -> dict[int, Any]:
+    """Return what each element of a data set holds: its bytes where pydicom has not parsed them."""
+    return {int(tag): read.get_item(tag).value for tag in read.keys()}  # noqa: SIM118  # iterating gives elements
+
+
+@pytest.mark.parametrize("row", DICOM, ids=lambda row: row["path"])
+def test_the_rules_of_a_route_change_nothing_else_in_a_real_file(row: dict[str, str], tmp_path: Path) -> None:
+    """R8: pydicom reads the same elements, the original values are on record, dcmdump takes it."""
+    data = (ROOT / row["path"]).read_bytes()
+    plain = reading(tmp_path, mail(part(data)), instance=1 << 30)
+    rules = Coercion(Rule("CLINIC-A", "A-", clear_accession=True), datetime(2026, 11, 23, tzinfo=UTC), "gw.example")
+    result = reading(tmp_path, mail(part(data)), instance=1 << 30, coercion=rules)
+    assert [one.part for one in result.instances] == [one.part for one in plain.instances]
+    for one in result.instances:
+        assert one.sha256 == hashlib.sha256(data).hexdigest()
+        if not one.changed:
+            assert one.held is not None
+            assert content(one.file) == data
+            continue
+        assert one.held == plain.instances[0].held
+        made = content(one.file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            before, after = (pydicom.dcmread(io.BytesIO(file), force=True) for file in (data, made))
+            old, new = raw(before), raw(after)
+        assert {tag: old[tag] for tag in old.keys() - CHANGED} == {tag: new[tag] for tag in new.keys() - CHANGED}
+        assert new[0x00100021].strip() == b"CLINIC-A"
+        record = raw(after.OriginalAttributesSequence[-1].ModifiedAttributesSequence[0])
+        assert {tag: record[tag] or b"" for tag in record} == {tag: old.get(tag) or b"" for tag in record}
+        if "patient_id" in one.changed:
+            assert new[0x00100020].strip() == b"A-" + old[0x00100020].strip()
+        assert dumped(made, tmp_path) or not dumped(data, tmp_path)
+
+
+def dumped(file: bytes, folder: Path) -> bool:
+    """Tell whether dcmdump takes a file; where it is not installed, it takes all."""
+    program = shutil.which("dcmdump")
+    if program is None:
+        return True
+    path = folder / "file.dcm"
+    path.write_bytes(file)
+    return subprocess.run([program, "-q", path], check=False, stdout=subprocess.DEVNULL).returncode == 0

@@ -7,7 +7,8 @@ Needs atheris. Without a folder of its own it starts from the small mails of the
 
 # Invariant: any bytes are a message. The reader gives a Reading or raises a GatewayError, never anything else, in
 # bounded time and memory; every instance in it has the hash it says, and one that is not held is identified. The same
-# bytes joined as a fragment are a message or a GatewayError.
+# bytes joined as a fragment are a message or a GatewayError. The rules of a route change no hash, and hold no more than
+# they must: what they changed is as sound as it came.
 
 from __future__ import annotations
 
@@ -21,6 +22,8 @@ import struct
 import sys
 import tempfile
 import zipfile
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import atheris
@@ -28,7 +31,9 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 with atheris.instrument_imports(include=["gateway"]):
-    from gateway.core import header, partial
+    from gateway.core import header, part10, partial
+    from gateway.core.coercion import Coercion, Rule
+    from gateway.core.dataset import Stored
     from gateway.core.findings import CODES
     from gateway.core.reader import Rules, read
     from gateway.errors import GatewayError
@@ -39,6 +44,7 @@ from tests import samples
 RULES = Rules(
     parts=50, depth=6, header=4096, instance=1 << 20, unpacked=1 << 22, ratio=50, bare_dicom=True, uuencode=True
 )
+ORDERS = Coercion(Rule("CLINIC-A", "A-", clear_accession=True), datetime(2026, 11, 23, tzinfo=UTC), "gw.example")
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 
 
@@ -50,6 +56,8 @@ def one(data: bytes) -> None:
     header.parse(data)
     with (FOLDER / "out").open("w+b") as out, contextlib.suppress(GatewayError):
         check(read(span, RULES, out))
+    with (FOLDER / "changed").open("w+b") as out, contextlib.suppress(GatewayError):
+        check(read(span, replace(RULES, coercion=ORDERS), out))
     with (FOLDER / "joined").open("w+b") as out, contextlib.suppress(GatewayError):
         partial.join([span, span], RULES.header, out)
 
@@ -60,10 +68,20 @@ def check(reading: Reading) -> None:
         raise AssertionError(unknown)
     for instance in reading.instances:
         content = samples.content(instance.file)
-        if hashlib.sha256(content).hexdigest() != instance.sha256:
+        if instance.changed:
+            file = content
+            meta = part10.read_meta(file) if part10.is_marked(file) else part10.bare_meta(file, source(file))
+            if meta is None or part10.judge(meta, source(file), len(file), 1 << 22).is_unreadable:
+                raise AssertionError("a rule has damaged a data set")
+        elif hashlib.sha256(content).hexdigest() != instance.sha256:
             raise AssertionError("another file than was hashed")
         if instance.held is None and not (instance.sop_class and instance.sop_instance and instance.study):
             raise AssertionError("an instance without a name is not held")
+
+
+def source(file: bytes) -> Stored:
+    """Serve a file."""
+    return Stored(lambda at, size: file[at : at + size], file, len(file))
 
 
 def seeds(folder: Path) -> None:

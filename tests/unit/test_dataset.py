@@ -265,3 +265,22 @@ def test_a_deflate_bomb_is_stopped_at_its_limit() -> None:
     """A megabyte that inflates to a gigabyte."""
     with pytest.raises(Problem, match="unpacked-too-big"):
         inflated(deflate(data_set(more=element(PIXELS, "OW", bytes(50_000_000)))), 1_000_000)
+
+
+def test_a_wrong_guess_that_led_far_ahead_is_left_where_it_began() -> None:
+    """Its bytes are asked for again: what lay behind them was at hand by then."""
+    astray = item(element(0x00080060, "CS", b"", IMPLICIT, length=100_000), defined=True)
+    pixels = element(PIXELS, "OW", b"\1" * 200_000, IMPLICIT)
+    data = element(0x00091001, "UN", astray, IMPLICIT) + data_set(syntax=IMPLICIT, more=pixels)
+    for first in (0, None):
+        found = walk(source(data, first), 0, IMPLICIT, WANTED)
+        assert [one.tag for one in found.found] == [0x00080018, 0x00100020, 0x0020000E]
+
+
+def test_what_was_inflated_and_left_behind_is_not_inflated_again() -> None:
+    """A deflated data set is read in one direction; one that needs two is held."""
+    packer = zlib.compressobj(wbits=-15)
+    inflated = Inflated(source(packer.compress(bytes(500_000)) + packer.flush()), 0, 1 << 20)
+    assert inflated.piece(300_000)
+    with pytest.raises(Problem, match="damaged-data-set"):
+        inflated.piece(0)

@@ -65,7 +65,9 @@ def identity(chain: bytes, secret: bytes) -> Identity:
     own, *others = certificates(chain)
     key = _key(secret)
     if own.public_key() != key.public_key():
-        raise ConfigurationError("its key belongs to another certificate", hint="the certificate comes first in its file")
+        raise ConfigurationError(
+            "its key belongs to another certificate", hint="the certificate comes first in its file"
+        )
     return Identity(key, own, tuple(others))
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import BinaryIO, Final
 
 import pybase64
@@ -75,9 +76,7 @@ def seal(header: bytes, entity: Span, protection: Protection, when: datetime, ou
 def sealed_size(size: int, protection: Protection) -> int:
     """Bytes that an entity of this size has after protection: exact, or up to ``SLACK`` more than it will be."""
     if protection.signer is not None:
-        sample = _signature(bytes(32), protection.signer, datetime.fromtimestamp(0).astimezone())
-        prefix, suffix = _frame(sample, "0" * _BOUNDARY)
-        size += len(prefix) + len(suffix) + SLACK
+        size += _frame_size(protection.signer) + SLACK
     if protection.certificates:
         envelope = _envelope(size, protection)
         size = len(_ENCRYPTED[protection.cbc]) + _encoded(envelope.size)
@@ -103,6 +102,13 @@ def _signed(entity: Span, signer: Identity, when: datetime) -> tuple[bytes, Span
 
 def _signature(digest: bytes, signer: Identity, when: datetime) -> bytes:
     return signed.write_detached(digest, signer, when, algorithms.SHA256)
+
+
+@lru_cache(maxsize=4)
+def _frame_size(signer: Identity) -> int:
+    """Bytes around what somebody signs. Kept, since whoever plans mails asks for each instance, and signing is slow."""
+    sample = _signature(bytes(32), signer, datetime.fromtimestamp(0).astimezone())
+    return sum(map(len, _frame(sample, "0" * _BOUNDARY)))
 
 
 def _frame(signature: bytes, boundary: str) -> tuple[bytes, bytes]:
