@@ -539,7 +539,6 @@ def list_users(context: typer.Context, door: AtDoor = Door.SMTP, config: Config 
 # Not built yet: whoever builds one deletes its row
 
 _UNBUILT: Final = (
-    ("send", "Mail files to a partner."),
     ("explain", "Tell in plain words where a study, an image or a mail is."),
     ("events", "List who sent what to whom, and who did what here."),
     ("partner", "Look at partners and import their certificates."),
