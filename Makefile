@@ -10,6 +10,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 ARGS ?=
+# Many tests wait for a peer or for time to pass: more of them at once than there are cores.
+WORKERS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -22,7 +24,7 @@ demo: .venv/run  ## Mail real images into a small PACS on this machine and show 
 	$(BIN)/python -m gateway demo $(ARGS)
 
 test: check peers  ## Everything that must hold: check, then all tests, then the coverage bars
-	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report --include='gateway/core/*' --fail-under=100
 	$(BIN)/python -m coverage report --omit='gateway/core/*' --fail-under=90
 

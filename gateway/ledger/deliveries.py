@@ -330,7 +330,10 @@ def _tell_window(connection: Connection, name: str, key: str, settled: Sequence[
     groups: dict[tuple[str, str], int] = {}
     for one in settled:
         answer = f"0x{one.status:04X}" if one.status is not None else (one.comment or one.code or "no answer")
-        what = "unknown" if one.unknown else "stored, to be confirmed" if one.stored else str(one.outcome)
+        what = "stored, to be confirmed" if one.stored else str(one.outcome)
+        if one.unknown:
+            ended = one.outcome is not Outcome.WAITING
+            what = f"{one.outcome} as {one.code}, the last send unknown" if ended else "unknown"
         if one.syntax is not None:
             answer = f"{answer}, transcoded to {one.syntax}: {one.change}"
         groups[what, answer] = groups.get((what, answer), 0) + 1

@@ -9,11 +9,13 @@ and the Message-IDs are in them (R26).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import io
 import os
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -75,6 +77,9 @@ NEXT_TRY: Final = timedelta(seconds=30)
 
 GREETING: Final = 10.0
 """Seconds that COMPOSE waits for the relay to say how big a mail may be."""
+
+ASK_AGAIN: Final = 300.0
+"""Seconds in which a relay that did not say so is not asked again: no collection waits for one that is away."""
 
 OURS: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ESTALE}
@@ -204,6 +209,8 @@ class Compose:
         self.spool = spool
         self.keyring = keyring or Keyring()
         self._relay = relay
+        self._asking = asyncio.Lock()
+        self._ask_after = 0.0
         self.reload(configuration)
 
     def reload(self, configuration: Configuration) -> None:
@@ -430,12 +437,12 @@ class Compose:
     async def _announced(self) -> int | None:
         if self._relay is None:
             return None
-        if self._relay.announced is None:
-            try:
-                async with asyncio.timeout(GREETING):
-                    await self._relay.greet()
-            except (RelayError, TimeoutError):
-                return None  # what it will not take is composed anew
+        async with self._asking:
+            if self._relay.announced is None and time.monotonic() >= self._ask_after:
+                with contextlib.suppress(RelayError, TimeoutError):  # what it will not take is composed anew
+                    async with asyncio.timeout(GREETING):
+                        await self._relay.greet()
+                self._ask_after = time.monotonic() + ASK_AGAIN
         return self._relay.announced
 
     async def _failed(self, row: Row, error: Exception) -> datetime | None:

@@ -71,6 +71,9 @@ class Relay(Protocol):
             OSError: The mail's file cannot be read; the relay was given nothing whole.
         """
 
+    def has_begun(self, mail: Mail) -> bool:
+        """Whether the relay may have something of a mail that is being submitted."""
+
 
 class Submit:
     """The stage: what the carrier calls for the relay.
@@ -100,17 +103,22 @@ class Submit:
         self._dice = dice
         self._stopping = False
         self._asking: asyncio.Task[None] | None = None
-        self._submitting: set[asyncio.Task[Submission]] = set()
+        self._submitting: dict[asyncio.Task[Submission], Mail] = {}
+        self._cut: set[asyncio.Task[Submission]] = set()
 
     def reload(self, configuration: Configuration) -> None:
         """Use another configuration from the next look on."""
         self.configuration = configuration
 
     def stop(self) -> None:
-        """Begin no new mail, and wait for no answer to a question (R31)."""
+        """Begin no new mail, and wait for no relay that has nothing of one yet (R31)."""
         self._stopping = True
         if self._asking is not None:
             self._asking.cancel()
+        for task, mail in self._submitting.items():
+            if self._relay is not None and not self._relay.has_begun(mail):
+                self._cut.add(task)
+                task.cancel()
 
     def abort(self) -> None:
         """Cut every connection: what is on the wire becomes unknown."""
@@ -223,15 +231,17 @@ class Submit:
             raise RelayError(NO_RELAY, lasting=True)
         assert self.configuration.relay is not None
         content = Span(self.spool.path(work.blob), 0, work.size)
-        sender = self.configuration.relay.sender
-        task = asyncio.create_task(self._relay.submit(Mail(content, sender, (work.recipient,), work.envid)))
-        self._submitting.add(task)
+        mail = Mail(content, self.configuration.relay.sender, (work.recipient,), work.envid)
+        task = asyncio.create_task(self._relay.submit(mail))
+        self._submitting[task] = mail
         try:
             return await task
         except asyncio.CancelledError:
             if not self._stopping:
                 task.cancel()
                 raise
+            if task in self._cut:
+                raise RelayError("the gateway stops") from None  # it was given nothing
             return Submission((), doubtful=True)  # cut off at the end of our patience: the relay may have it
         except (RelayError, OSError):
             raise
@@ -239,7 +249,8 @@ class Submit:
             log.error("submission_failed", exception=type(error).__name__)  # noqa: TRY400
             return Submission((), doubtful=True)
         finally:
-            self._submitting.discard(task)
+            self._submitting.pop(task, None)
+            self._cut.discard(task)
 
     async def _settle(self, one: Settled, condition: Condition | None) -> None:
         now = datetime.now(UTC)

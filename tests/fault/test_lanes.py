@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import socket
 import time
 from collections import Counter
@@ -99,7 +100,14 @@ async def test_no_mood_of_a_peer_makes_a_delivery_that_was_none(tmp_path: Path, 
     assert scp.faults == []
     for number in range(20):
         shown = lane.sync(lambda c, key=f"in-{number}": inventory.show_item(c, key, lane.now()))
-        assert all(one["status"] or one["comment"] or one["code"] for one in shown["instances_detail"])
+        details = shown["instances_detail"]
+        assert all(one["status"] or one["comment"] or one["code"] for one in details)
+        told: Counter[str] = Counter()
+        for event in (one for one in shown["events"] if one["text"].startswith("to pacs: ")):
+            for count, outcome in re.findall(r"(\d+) (failed|held)\b", event["text"]):
+                told[outcome] += int(count)
+        # Each that is not delivered ended with a sentence that says so, and why.
+        assert told == Counter(one["outcome"] for one in details if one["outcome"] != "delivered")
     document = lane.sync(lambda c: inventory.reconcile(c, lambda _: True))
     assert document["instances"]["unaccounted"] == document["unaccounted"] == 0
     print(looks, "looks,", len(scp.given), "sends:", dict(outcomes))

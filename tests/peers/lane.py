@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pacs import read_meta
+from pacs import Meta, read_meta
 from rows import instance, parts, queue
 from sqlalchemy import Connection, select, update
 
@@ -78,16 +78,17 @@ class Lane:
         files: Iterable[tuple[Path | bytes, str, str]],
         to: Iterable[str],
         content: str = "",
+        identify: Callable[[bytes], Meta | None] = read_meta,
         **changes: Any,
     ) -> None:
-        """Queue one message with DICOM files: path or content, study and series of each."""
+        """Queue one message with DICOM files: path or content, study, series; ``identify`` tells the rest."""
         blob = self.spool.path(f"2026112312/{key}.dcm")
         blob.parent.mkdir(parents=True, exist_ok=True)
         found: list[Instance] = []
         with blob.open("wb") as out:
             for number, (source, study, series) in enumerate(files, 1):
                 file = source if isinstance(source, bytes) else source.read_bytes()
-                meta = read_meta(file)
+                meta = identify(file)
                 assert meta is not None
                 start = out.tell()
                 out.write(file)

@@ -157,6 +157,9 @@ class Postman:
         if self.down is not None:
             raise self.down
 
+    def has_begun(self, mail: Mail) -> bool:
+        return mail in {taken for taken, _ in self.mails}
+
     async def submit(self, mail: Mail) -> Submission:
         if self.down is not None:
             raise self.down

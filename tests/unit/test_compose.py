@@ -18,6 +18,7 @@ from rows import NOW, configuration
 from gateway.errors import LowDiskError, RelayError, UsageError
 from gateway.ledger import submissions, verbs
 from gateway.model import Reply
+from gateway.stages import compose
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.peer)])
@@ -387,3 +388,24 @@ async def test_a_person_sends_to_a_partner_by_hand(out: Outbound) -> None:
 def test_the_postman_is_a_relay() -> None:
     """The stand-in has what the stage asks for."""
     assert Postman().announced is None
+
+
+@pytest.mark.parametrize("down", [None, RelayError("away")])
+async def test_a_relay_that_does_not_say_how_big_is_asked_once_and_not_for_each_collection(
+    out: Outbound, down: RelayError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No collection waits for a relay that is away, after the first that did; later it is asked again."""
+    out.postman.down = down
+    for study in ("1.2.91", "1.2.92", "1.2.93"):
+        await out.send(1, called="SLOW", study=study)
+    with out.ledger.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE collection SET opened_at = '2020-01-01', last_at = '2020-01-01'")
+    keys = [item["id"] for item in await out.items()]
+    for key in keys[:2]:
+        await out.compose.look(key)
+    assert out.postman.greetings == 1
+    monkeypatch.setattr(compose, "ASK_AGAIN", 0.0)
+    out.compose = compose.Compose(out.configuration, out.ledger, out.spool, out.postman)
+    await out.compose.look(keys[2])
+    assert out.postman.greetings == 2
+    assert {item["stage"] for item in await out.items()} == {"submit"}
