@@ -28,7 +28,7 @@ from pynetdicom.sop_class import _STORAGE_CLASSES
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway import control, service
+from gateway import control, keys, service
 from gateway.config import ApplicationEntity, Configuration, Listen, advice
 from gateway.core import contexts
 from gateway.edges import storescu
@@ -123,7 +123,7 @@ def document(found: Iterable[Check]) -> dict[str, Any]:
 def review(configuration: Configuration) -> Iterator[Check]:
     """Say what the configuration alone tells."""
     yield Check(Mark.OK, "configuration", f"{configuration.source} is valid")
-    for one in advice(configuration):
+    for one in (*advice(configuration), *keys.review(configuration, datetime.now(UTC))):
         yield Check(Mark(one.level), one.key, one.what, one.do)
 
 

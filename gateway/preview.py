@@ -21,8 +21,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from gateway import keys
 from gateway.config import Configuration, Limits
-from gateway.core import header, reader, routing
+from gateway.core import header, reader, routing, unsealing
+from gateway.core.cms.failure import Failure
+from gateway.core.cms.verdict import Verdict
+from gateway.core.unsealing import Unsealed
 from gateway.errors import GatewayError, RefusedError, UsageError
 from gateway.ledger import fragments
 from gateway.model import Envelope, Finding, Instance, Outcome, Reading, Span
@@ -109,20 +113,49 @@ def _read(path: Path, configuration: Configuration | None) -> Document:
             decision = _decide(head[0], configuration) if configuration else None
         except RefusedError as error:
             decision, refused = None, _End(Outcome.REFUSED, reason=error.reply)
-        with tempfile.TemporaryFile() as out:
-            found = reader.read_to(Span(path, 0, size), _rules(configuration, decision), _path(out))
-            reading = receive.without_repetitions(found)
+        found = _open(Span(path, 0, size), head[0], configuration, decision)
     except OSError as error:
         raise GatewayError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from None
-    guard = _protection(head[0])
+    reading = receive.without_repetitions(found.reading)
+    guard = _protection(head[0], found)
     if size > limits.message:
         end = _End(Outcome.REFUSED, reason=f"552 5.3.4 it is bigger than the limit of {limits.message} bytes")
         return _document(reading, guard, end)
     if refused is not None:
         return _document(reading, guard, refused)
     if decision is None:
-        return _document(reading, guard, _follow(reading, _without_routes(reading, guard)))
-    return _document(reading, guard, _follow(reading, decision), decision)
+        return _document(reading, guard, _follow(reading, found.held, _without_routes(reading, guard)))
+    return _document(reading, guard, _follow(reading, found.held, decision), decision)
+
+
+def _open(
+    message: Span, head: bytes, configuration: Configuration | None, decision: routing.Decision | None
+) -> Unsealed:
+    """Open, judge and read a message, with the keys of the configuration; what would be held is read as it is."""
+    rules = _rules(configuration, decision)
+    found = Unsealed(unsealing.UNREAD, Verdict())
+    needed = unsealing.is_protected(head) or (decision is not None and receive.demanded(decision) != "any")
+    with tempfile.TemporaryFile() as out:
+        if needed:
+            with tempfile.TemporaryDirectory(prefix="dicom-mail-") as folder:
+                guard = _guard(configuration, decision, head, Path(folder))
+                found = unsealing.read_protected(message, rules, guard, _path(out))
+        if not needed or found.held is not None:
+            found = replace(found, reading=reader.read_to(message, rules, _path(out)))
+    return found
+
+
+def _guard(
+    configuration: Configuration | None, decision: routing.Decision | None, head: bytes, folder: Path
+) -> unsealing.Guard:
+    fields = header.parse(head)
+    sender = fields.senders[0] if fields.from_fields == 1 and len(fields.senders) == 1 else ""
+    now = datetime.now(UTC)
+    if configuration is None:
+        return unsealing.Guard(unsealing.Store(), "any", sender, (), None, now, Limits().message, folder)
+    ring = keys.load(configuration).keyring
+    decision = decision or routing.Decision(sender, None, ())
+    return receive.guard(ring, configuration, decision, now, folder)
 
 
 def _rules(configuration: Configuration | None, decision: routing.Decision | None) -> reader.Rules:
@@ -144,12 +177,17 @@ class _End:
     reason: str | None = None
 
 
-def _follow(reading: Reading, decision: routing.Decision) -> _End:
+def _follow(reading: Reading, held: Failure | None, decision: routing.Decision) -> _End:
     """Draw the stage's conclusions, and fold what follows for the instances if every destination accepted."""
     if reading.partial is not None and (decision.routes or decision.partner is not None):
         return _End(Outcome.WAITING, fragments.WAITING)
-    if text := receive.unchecked(decision):
-        return _End(Outcome.HELD, receive.PROTECTION_NOT_CHECKED, text)
+    if held is not None and decision.routes and decision.partner is not None:
+        text = (
+            f"{decision.partner.name} must protect its mail ({decision.partner.accept})"
+            if decision.partner.name
+            else None
+        )
+        return _End(Outcome.HELD, held, text)
     verdict = receive.judge(reading, decision)
     if verdict.held:
         return _End(Outcome.HELD, verdict.held)
@@ -196,16 +234,24 @@ def _recipients(block: bytes) -> Sequence[str]:
 # The document
 
 
-def _protection(block: bytes) -> Document:
-    """Say what protection the outermost layer has. None of it is opened or checked yet (RFC 8551, RFC 3156)."""
+def _protection(block: bytes, found: Unsealed) -> Document:
+    """Say what protection a message has: as it was judged, and what its outermost layer claims to be (RFC 8551)."""
     content = next((value for name, value in header.fields(block) if name == "content-type"), "")
     kind, parameters = header.parameters(content)
     smime = kind.replace("/x-", "/") == "application/pkcs7-mime"
     what = parameters.get("smime-type", "").lower()
     signed = kind == "multipart/signed" or (smime and what == "signed-data")
     encrypted = kind == "multipart/encrypted" or (smime and what not in {"signed-data", "certs-only"})
-    code = receive.PROTECTION_NOT_CHECKED if signed or encrypted else None
-    return {"encrypted": encrypted, "signed": signed, "verified": False, "signer": None, "code": code}
+    verdict, code = found.verdict, found.verdict.code or found.held
+    if code is None and (signed or encrypted) and not unsealing.is_protected(block):
+        code = Failure.UNSUPPORTED_ALGORITHM  # OpenPGP (RFC 3156)
+    return {
+        "encrypted": verdict.encrypted or encrypted,
+        "signed": verdict.signed or signed,
+        "verified": verdict.verified,
+        "signer": verdict.signer,
+        "code": code,
+    }
 
 
 def _document(reading: Reading, guard: Document, end: _End, decision: routing.Decision | None = None) -> Document:

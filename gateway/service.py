@@ -20,9 +20,9 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import Connection, delete, insert, select
 
-from gateway import control, logs, metrics, watchdog
+from gateway import control, keys, logs, metrics, watchdog
 from gateway.config import ApplicationEntity, ClientTls, Configuration, advice, load, restart_needed
-from gateway.core import commitment, contexts, query, reader, transcode
+from gateway.core import commitment, contexts, query, reader, transcode, unsealing
 from gateway.edges import storescu
 from gateway.edges.console import HttpDoor
 from gateway.edges.page import Pager
@@ -273,7 +273,11 @@ class Service:
             stack.push_async_callback(self.decoders.close)
             await self.decoders.open(at_once=False)
             self.scu = Scu(self.configuration)
-            self.receive = Receive(self.configuration, self.ledger, self.spool, self._read)
+            self._stamp = await asyncio.to_thread(keys.stamp, self.configuration)
+            self.keyring = await self._load_keys(self.configuration)
+            self.receive = Receive(
+                self.configuration, self.ledger, self.spool, self._read, unseal=self._unseal, keyring=self.keyring
+            )
             self.store = Store(self.configuration, self.ledger, self.spool, self.scu, transcode=self._decode_instance)
             self._make_outbound()
             self.janitor = Janitor(self.ledger, self.spool)
@@ -300,12 +304,30 @@ class Service:
     def _make_outbound(self) -> None:
         configuration = self.configuration
         relay = Relay(configuration.relay, configuration.gateway.name) if configuration.relay else None
-        self.compose = Compose(configuration, self.ledger, self.spool, relay)
+        self.compose = Compose(configuration, self.ledger, self.spool, relay, keyring=self.keyring)
         self.submit = Submit(configuration, self.ledger, self.spool, relay)
         self.report = Report(configuration, self.ledger, self.spool, relay)
 
     async def _read(self, message: Span, rules: reader.Rules, out: Path) -> Reading:
         return await self.workers.run(reader.read_to, message, rules, out)
+
+    async def _unseal(
+        self, message: Span, rules: reader.Rules, guard: unsealing.Guard, out: Path
+    ) -> unsealing.Unsealed:
+        return await self.workers.run(unsealing.read_protected, message, rules, guard, out)
+
+    async def _load_keys(self, configuration: Configuration) -> unsealing.Keyring:
+        found = await asyncio.to_thread(keys.load, configuration)
+        for one in found.problems:
+            log.error("certificate_unusable", key=one.key)
+        return found.keyring
+
+    async def _renew_keys(self) -> None:
+        """Read anchors, CRLs and imported certificates anew when their folders have changed."""
+        stamp = await asyncio.to_thread(keys.stamp, self.configuration)
+        if stamp != self._stamp:
+            keyring = await self._load_keys(self.configuration)
+            self._stamp, self.receive.keyring, self.compose.keyring = stamp, keyring, keyring
 
     async def _decode_instance(
         self, source: Span, transfer_syntax: str, targets: Sequence[str], out: Path
@@ -470,6 +492,7 @@ class Service:
             janitor.note_room(connection, now, low=low)
 
         await self.ledger.write(note)
+        await self._renew_keys()
         self.readings.census = await self.ledger.read(lambda c: inventory.census(c, now, self.configuration.ae))
         self.readings.heartbeat = now.timestamp()
         if not self._paging:
@@ -553,7 +576,9 @@ class Service:
             self._users.load()
         for key in restart_needed(old, new):
             log.warning("needs_restart", key=key)
+        keyring = await self._load_keys(new)
         self.configuration = new
+        self.receive.keyring = self.compose.keyring = keyring
         self.receive.reload(new)
         for stage in (self.store, self.compose, self.submit, self.report):
             stage.reload(new)

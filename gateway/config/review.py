@@ -113,9 +113,7 @@ _UNBUILT: Final = (
     _Unbuilt("gateway.blobs", "several nodes with shared bytes are not built yet"),
     _Unbuilt("imap.NAME", "mailboxes are not polled by IMAP yet"),
     _Unbuilt("pop3.NAME", "mailboxes are not polled by POP3 yet"),
-    _Unbuilt("smime", "nothing is decrypted or verified yet"),
-    _Unbuilt("partner.NAME.certificate", "certificates are not used yet"),
-    _Unbuilt("partner.NAME.pin", "certificates are not used yet", built=(False,)),
+    _Unbuilt("smime.crl_hosts", "CRLs are not fetched yet, only read from smime.crls", built=((),), blocks=False),
     _Unbuilt("relay.oauth", "the relay is not logged in to by OAuth yet"),
     _Unbuilt("partner.NAME.receipt", "receipts are not asked for yet"),
     _Unbuilt("console.users_file", "the console has no pages yet, only /metrics and /health"),
@@ -191,9 +189,9 @@ def _unmailable(configuration: Configuration) -> Iterator[Advice]:
     """Partners of mail routes that nothing can be mailed to: clear text leaves only where the partner says so (R21)."""
     for name in dict.fromkeys(name for route in configuration.route for name in route.mail):
         partner = configuration.partner[name]
-        if partner.send != "plain":
-            what = f'send = "{partner.send}" (the default is signed+encrypted): nothing is signed or encrypted yet'
-            do = 'set send = "plain" where clear text may leave, or take it out of the mail routes'
+        if partner.send != "plain" and not (configuration.smime and configuration.smime.identities):
+            what = f'send = "{partner.send}" (the default is signed+encrypted), and there is no certificate of ours'
+            do = 'name one in [smime] identities, or set send = "plain" where clear text may leave'
             yield Advice("problem", what, do, f"partner.{name}.send", blocks=True)
         if "*" in partner.address:
             what = "its address is a pattern: nobody can be mailed at it"
@@ -223,10 +221,9 @@ def _open_doors(configuration: Configuration) -> Iterator[Advice]:
         if partner.accept == "any" and not (partner.peers or partner.smtp_user):
             what = 'accept = "any" and bound to no peer: anybody can write in this name'
             yield Advice("warning", what, "bind it with peers or smtp_user, or ask for a signature", f"{key}.accept")
-        if partner.accept != "any":
-            what = f'accept = "{partner.accept}": protection is not checked yet, so its mail is held'
-            do = 'set accept = "any", bound by peers or smtp_user, until it can be'
-            yield Advice("warning", what, do, f"{key}.accept")
+        if partner.accept != "any" and configuration.smime is None:
+            what = f'accept = "{partner.accept}", and nobody is trusted: all its mail is held'
+            yield Advice("warning", what, "add [smime] with its folder trust", f"{key}.accept")
         if partner.smtp_user and not (smtp and smtp.users_file):
             yield Advice("problem", "nobody can log in", "set smtp.users_file", f"{key}.smtp_user")
     if smtp and smtp.users_file and not smtp.users_file.exists():

@@ -32,6 +32,12 @@ _ASK: Final = "Ask the sender to send it again; the original is kept."
 _NONE: Final = "Nothing has to be done."
 
 CODES: Final[dict[str, Code]] = {
+    # its protection
+    "signer-may-be-revoked": Code(
+        _WARNING,
+        "No CRL tells whether the signer's certificate is revoked; smime.revocation lets that pass.",
+        "See that a current CRL of the issuer lies in smime.crls.",
+    ),
     # the message and its parts
     "too-many-parts": Code(
         _ERROR, "The message has more parts than the limit allows.", "Raise limits.parts or ask for several mails."

@@ -217,7 +217,7 @@ def main(memory: int) -> None:
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a stray print must not look like an answer
     source = sys.stdin.buffer
-    import_module("gateway.core.reader")
+    import_module("gateway.core.unsealing")
     _restrict(memory)
     while head := source.read(_LENGTH.size):
         (length,) = _LENGTH.unpack(head)

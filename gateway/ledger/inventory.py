@@ -167,6 +167,7 @@ def show_item(connection: Connection, key: str, now: datetime) -> dict[str, Any]
         "routes": row.routes,
         "sha256": row.sha256,
         "kind": row.kind,
+        "protection": row.protection,
         "purged": row.purged_at is not None,
         "events": [{"at": utc(at), "text": text} for at, text in events],
         "findings": _findings(connection, key),

@@ -326,6 +326,11 @@ def hold(connection: Connection, key: str, code: str, text: str, now: datetime, 
     return True
 
 
+def note_protection(connection: Connection, key: str, protection: Mapping[str, Any]) -> None:
+    """Write down what the protection of a message amounts to."""
+    connection.execute(update(message).where(message.c.id == key).values(protection=dict(protection)))
+
+
 def count_try(connection: Connection, key: str, text: str, now: datetime) -> int:
     """Count a RECEIVE that failed for a reason of ours, and return how many there were."""
     connection.execute(update(message).where(message.c.id == key).values(tries=message.c.tries + 1))

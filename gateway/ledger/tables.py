@@ -107,6 +107,7 @@ message = _table(
     Column("duplicate_of", String(32), ForeignKey("message.id")),
     # what RECEIVE made of it
     Column("kind", String(8)),
+    Column("protection", JSON),  # what its protection amounts to; None when nobody had to look
     Column("problem", String(40)),  # a part that could not be read, beside the instances that go on
     Column("crashes", Integer, nullable=False, default=0),
     Column("tries", Integer, nullable=False, default=0),

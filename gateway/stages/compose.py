@@ -12,12 +12,14 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -27,11 +29,16 @@ from sqlalchemy import Connection
 from gateway.config import Configuration, Partner, Route
 from gateway.core import creator, directory, grouping, header, part10
 from gateway.core import letter as letters
+from gateway.core.cms import keyring as keyrings
+from gateway.core.cms import sealed, trust
+from gateway.core.cms.failure import ProtectionError
+from gateway.core.cms.sealed import Protection
 from gateway.core.creator import Capacity, Piece, Plan
 from gateway.core.dataset import Stored
 from gateway.core.directory import FileSet, Member
 from gateway.core.grouping import Rules
 from gateway.core.letter import Letter
+from gateway.core.unsealing import Keyring
 from gateway.errors import GatewayError, RelayError, UsageError
 from gateway.ledger import collections, submissions
 from gateway.ledger.collections import Arrival, Course, Kept, Row
@@ -168,12 +175,14 @@ class Order:
         root: The folder of the spool.
         letter: What all its mails have in common.
         capacity: What one mail may have.
+        protection: How each is protected; None: in clear.
     """
 
     kept: tuple[Kept, ...]
     root: Path
     letter: Letter
     capacity: Capacity
+    protection: Protection | None = None
 
 
 class Compose:
@@ -184,13 +193,21 @@ class Compose:
         ledger: The tables.
         spool: The bytes.
         relay: Says how big a mail may be; None without a relay.
+        keyring: Our keys and the certificates of partners; replaced when they change.
     """
 
     def __init__(
-        self, configuration: Configuration, ledger: Ledger, spool: Spool, relay: Announcing | None = None
+        self,
+        configuration: Configuration,
+        ledger: Ledger,
+        spool: Spool,
+        relay: Announcing | None = None,
+        *,
+        keyring: Keyring | None = None,
     ) -> None:
         self.ledger = ledger
         self.spool = spool
+        self.keyring = keyring or Keyring()
         self._relay = relay
         self._asking = asyncio.Lock()
         self._ask_after = 0.0
@@ -334,7 +351,13 @@ class Compose:
         elif (obstacle := self._obstacle(row.partner)) is not None:
             await self._hold(row.id, *obstacle)
         else:
-            await self._compose(row, self.configuration.partner[row.partner])
+            partner = self.configuration.partner[row.partner]
+            try:
+                protection = await asyncio.to_thread(protect, self.keyring, row.partner, partner, datetime.now(UTC))
+            except UnprotectedError as error:  # R21: never in clear, and never with less than was asked for
+                await self._hold(row.id, error.code, error.text)
+                return None
+            await self._compose(row, partner, protection)
         return None
 
     def _rules_of(self, name: str) -> Rules:
@@ -353,13 +376,14 @@ class Compose:
             return NO_RELAY, "there is no relay to submit it to"
         if "*" in partner.address:
             return NO_ADDRESS, f"the address of {name} is a pattern: nobody can be mailed at it"
-        if partner.send != "plain":  # R21: clear text leaves only where the partner says so
-            return PROTECTION_NOT_BUILT, f"mail to {name} must be protected ({partner.send}), which is not built yet"
         return None
 
-    async def _compose(self, row: Row, partner: Partner) -> None:
+    async def _compose(self, row: Row, partner: Partner, protection: Protection | None) -> None:
         kept = await self.ledger.read(lambda c: collections.uncomposed(c, row.id))
-        order = Order(tuple(kept), self.spool.root, await self._letter(row, partner), await self._capacity(partner))
+        capacity = await self._capacity(partner)
+        if protection is not None:
+            capacity = replace(capacity, sealed=partial(sealed.sealed_size, protection=protection))
+        order = Order(tuple(kept), self.spool.root, await self._letter(row, partner), capacity, protection)
         plan = await asyncio.to_thread(_plan, order)
         writer = _Writer(self.spool, order, row.id, self.configuration.gateway.name, cut=partner.partial)
         try:
@@ -457,7 +481,44 @@ class Compose:
 PARTNER_REMOVED: Final = "partner-removed"
 NO_RELAY: Final = "no-relay"
 NO_ADDRESS: Final = "no-address"
-PROTECTION_NOT_BUILT: Final = "protection-not-built"
+NO_IDENTITY: Final = "no-identity"
+NO_CERTIFICATE: Final = "no-certificate"
+
+
+class UnprotectedError(GatewayError):
+    """A mail cannot have the protection that its partner's ``send`` asks for.
+
+    Attributes:
+        code: Why.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def protect(keyring: Keyring, name: str, partner: Partner, now: datetime) -> Protection | None:
+    """Say how mail to a partner is protected; None for one that gets it in clear.
+
+    Raises:
+        UnprotectedError: We cannot sign, or the partner's certificate is missing or may not be used now (R21).
+    """
+    if partner.send == "plain":
+        return None
+    signer = keyrings.signer(keyring.identities, now)
+    if signer is None:
+        raise UnprotectedError(NO_IDENTITY, "no certificate of ours can sign now")
+    if partner.send == "signed":
+        return Protection(signer)
+    certificate = keyring.certificate(name, now)
+    if certificate is None:
+        raise UnprotectedError(NO_CERTIFICATE, f"there is no certificate of {name} to encrypt to")
+    try:
+        trust.check(certificate, keyring.partners[name], keyring.trust, now, "encrypt", pinned=partner.pin)
+    except ProtectionError as error:
+        raise UnprotectedError(error.code, f"the certificate of {name} may not be used: {error.text}") from None
+    own = keyrings.reader(keyring.identities, now)
+    return Protection(signer, (certificate, *([own.certificate] if own else [])), partner.cipher == "cbc")
 
 
 def message_id(key: str, host: str) -> str:
@@ -573,18 +634,31 @@ class _Writer:
     async def _whole(self, file_set: FileSet, letter: Letter) -> None:
         draft = self._spool.draft()
         try:
-            # Protection (S/MIME) goes between the halves of a letter, here.
-            size = await asyncio.to_thread(_write, draft.path, lambda out: letters.write(file_set, letter, out))
+            size = await asyncio.to_thread(self._write, file_set, letter, draft)
         except BaseException:
             draft.discard()
             raise
         await self._keep(draft, letter, letter.message_id, size)
 
+    def _write(self, file_set: FileSet, letter: Letter, draft: Draft) -> int:
+        """Write a message, protected where it must be; return its size. Blocks."""
+        protection = self._order.protection
+        if protection is None:
+            return _write(draft.path, lambda out: letters.write(file_set, letter, out))
+        entity, head = self._spool.draft(), io.BytesIO()
+        try:
+            size = _write(entity.path, lambda out: letters.write_entity(file_set, letter, out))
+            letters.write_header(letter, head)
+            span = Span(entity.path, 0, size)
+            return _write(draft.path, lambda out: sealed.seal(head.getvalue(), span, protection, letter.date, out))
+        finally:
+            entity.discard()
+
     async def _pieces(self, file_set: FileSet, letter: Letter) -> None:
-        """Write one instance that is too big for a mail as several message/partial."""
+        """Write one instance that is too big for a mail as several message/partial: sealed first, then cut (PRT-11)."""
         whole = self._spool.draft()
         try:
-            size = await asyncio.to_thread(_write, whole.path, lambda out: letters.write(file_set, letter, out))
+            size = await asyncio.to_thread(self._write, file_set, letter, whole)
             limit, word = self._order.capacity.max_message, letter.message_id.strip("<>")
             span = Span(whole.path, 0, size)
             for piece in await asyncio.to_thread(creator.fragments, span, limit, word):
@@ -607,7 +681,7 @@ class _Writer:
         self.mails.append(Mail(len(self.numbers), letter.part, letter.parts, own, blob, size))
 
 
-def _write(path: Path, write: Callable[[BinaryIO], None]) -> int:
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> int:
     with path.open("xb") as out:
         write(out)
         return out.tell()

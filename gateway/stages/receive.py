@@ -9,20 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import structlog
 from sqlalchemy import Connection
 
 from gateway.config import Configuration, Limits
-from gateway.core import dsn, header, partial, reader, routing
+from gateway.core import dsn, header, partial, reader, routing, unsealing
+from gateway.core.cms.failure import Failure
+from gateway.core.cms.verdict import Accept
+from gateway.core.cms.verdict import Verdict as Protection
 from gateway.core.coercion import Coercion, Rule
+from gateway.core.findings import finding
 from gateway.core.reader import Rules
+from gateway.core.unsealing import Guard, Keyring, Unsealed, der
 from gateway.errors import GatewayError, RefusedError, WorkerError
 from gateway.ledger import fragments, messages, submissions
 from gateway.ledger.fragments import Caps, Piece, Source, Standing
@@ -50,8 +56,11 @@ POISON: Final = 3
 STRANGE: Final = 3
 """Failures nobody foresaw after which a message is held; before that they are taken for temporary."""
 
-PROTECTION_NOT_CHECKED: Final = "protection-not-checked"
-"""The code of a message whose partner asks for protection that nobody can check yet."""
+ASK_AGAIN: Final = timedelta(minutes=15)
+"""Until the next look at a message whose signer may be revoked, under ``revocation = "hard"``."""
+
+PATIENCE: Final = timedelta(hours=24)
+"""How long such a message waits for a CRL before it is held."""
 
 RULES_DIFFER: Final = "rules-differ"
 """The code of a message whose routes would change its data sets in different ways."""
@@ -74,6 +83,14 @@ OURS: Final = frozenset(
 
 RunWorker = Callable[[Span, Rules, Path], Awaitable[Reading]]
 """Runs the File-set Reader somewhere it can do no harm."""
+
+RunUnsealing = Callable[[Span, Rules, Guard, Path], Awaitable[Unsealed]]
+"""Opens, judges and reads a message, likewise."""
+
+
+async def unseal_here(message: Span, rules: Rules, guard: Guard, out: Path) -> Unsealed:
+    """Open, judge and read a message in a thread of this process."""
+    return await asyncio.to_thread(unsealing.read_protected, message, rules, guard, out)
 
 
 def book(configuration: Configuration) -> routing.Book:
@@ -139,12 +156,29 @@ def rules(
     )
 
 
-def unchecked(decision: routing.Decision) -> str | None:
-    """Say why a message must be held for its protection, which cannot be checked yet; None when none is asked for."""
-    partner = decision.partner
-    if not decision.routes or partner is None or partner.accept == "any":
-        return None
-    return f"{partner.name} must protect its mail ({partner.accept}), which cannot be checked yet"
+def demanded(decision: routing.Decision) -> Accept:
+    """Name the protection that a message must have: its partner's, where a route takes it."""
+    return cast("Accept", decision.partner.accept) if decision.routes and decision.partner is not None else "any"
+
+
+def guard(keyring: Keyring, settings: Configuration, decision: routing.Decision, now: datetime, folder: Path) -> Guard:
+    """Say what a message is opened and judged with: its partner's certificates, and the address of its From."""
+    name = decision.partner.name if decision.partner else ""
+    pinned = None
+    if name in settings.partner and settings.partner[name].pin:
+        found = keyring.certificate(name, now)
+        # A certificate that cannot be read must not undo the pin: then nobody's counts.
+        pinned = der(found) if found is not None else b""
+    return Guard(
+        keyring.store,
+        demanded(decision),
+        decision.sender or "",
+        tuple(map(der, keyring.partners.get(name, ()))),
+        pinned,
+        now,
+        settings.limits.message,
+        folder,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +237,7 @@ class _Head:
     fields: Header
     size: int
     fragment: Fragment | None
+    is_protected: bool
 
 
 def _head(message: Span, limit: int) -> _Head:
@@ -210,7 +245,20 @@ def _head(message: Span, limit: int) -> _Head:
         file.seek(message.start)
         block = file.read(min(limit, message.size))
     size = header.BLOCK.match(block).end()  # type: ignore[union-attr]  # it matches the empty string at least
-    return _Head(header.parse(block), size, reader.fragment(message, limit))
+    protected = unsealing.is_protected(block[:size])
+    return _Head(header.parse(block), size, reader.fragment(message, limit), protected)
+
+
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a life that was cut off
+    folder.mkdir(0o700, parents=True)
+
+
+def _remark(reading: Reading, protection: Protection) -> Reading:
+    """Say that nobody knows whether the signer is revoked, where the policy lets that pass."""
+    if protection.revocation != "unknown":
+        return reading
+    return replace(reading, findings=(finding("signer-may-be-revoked"), *reading.findings))
 
 
 class Receive:
@@ -221,6 +269,8 @@ class Receive:
         ledger: The tables.
         spool: The bytes.
         read: Runs the File-set Reader.
+        unseal: Opens, judges and reads what may be protected.
+        keyring: Our keys and whom we trust; replaced when they change.
         clock: Tells the time that fragments are waited for; replaced in tests.
     """
 
@@ -231,10 +281,15 @@ class Receive:
         spool: Spool,
         read: RunWorker,
         clock: Callable[[], datetime] | None = None,
+        *,
+        unseal: RunUnsealing = unseal_here,
+        keyring: Keyring | None = None,
     ) -> None:
         self.ledger = ledger
         self.spool = spool
+        self.keyring = keyring or Keyring()
         self._read = read
+        self._unseal = unseal
         self._clock = clock or (lambda: datetime.now(UTC))
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -369,9 +424,9 @@ class Receive:
             size = message.size - head.size
             piece = Piece(row.id, head.fragment, sender, envelope.recipients, row.body_sha256, size)
             return await self._gather(row, piece, joins)
-        if text := unchecked(decision):
-            await self._hold(row.id, PROTECTION_NOT_CHECKED, text)
-            return None
+        # Without a route it is mail for ourselves, a report at best: nothing of it goes anywhere.
+        if decision.routes and (head.is_protected or demanded(decision) != "any"):
+            return await self._unseal_whole(row, message, decision)
         await self._read_whole(row, message, decision)
         return None
 
@@ -384,6 +439,35 @@ class Receive:
             draft.discard()
             raise
         await self._decide(row, decision, reading, draft, began)
+
+    # Protection
+
+    async def _unseal_whole(self, row: messages.Row, message: Span, decision: routing.Decision) -> datetime | None:
+        """Open, judge and read a message; hold it when it has not the protection it must have.
+
+        Its layers lie in clear in a folder of their own, which goes with this call, whatever happens to the worker.
+        """
+        began, now = time.monotonic(), self._clock()
+        folder = self.configuration.gateway.data / "scratch" / "receive" / row.id
+        draft = self.spool.draft()
+        try:
+            await asyncio.to_thread(_make_anew, folder)
+            wanted = guard(self.keyring, self.configuration, decision, now, folder)
+            found = await self._unseal(message, self._rules(decision), wanted, draft.path)
+        except BaseException:
+            draft.discard()
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        if found.held is None:
+            reading = _remark(without_repetitions(found.reading), found.verdict)
+            await self._decide(row, decision, reading, draft, began, found.verdict)
+            return None
+        draft.discard()
+        if found.held is Failure.REVOCATION_UNKNOWN and now < row.received_at + PATIENCE:
+            return now + ASK_AGAIN
+        await self._hold(row.id, found.held, f"its protection does not hold: {found.held}", found.verdict)
+        return None
 
     # Fragments
 
@@ -454,7 +538,13 @@ class Receive:
         return rules(limits, decision, system=name, moment=self._clock())
 
     async def _decide(
-        self, row: messages.Row, decision: routing.Decision, reading: Reading, draft: Draft, began: float
+        self,
+        row: messages.Row,
+        decision: routing.Decision,
+        reading: Reading,
+        draft: Draft,
+        began: float,
+        protection: Protection | None = None,
     ) -> None:
         verdict = judge(reading, decision)
         blob, destinations = None, decision.destinations
@@ -469,6 +559,8 @@ class Receive:
         now = datetime.now(UTC)
 
         def change(connection: Connection) -> bool:
+            if protection is not None:
+                messages.note_protection(connection, row.id, unsealing.document(protection))
             about = submissions.report(connection, told, row.id, now) if told else None
             return messages.decide(connection, row.id, replace(read, matched=about) if about else read, now)
 
@@ -497,7 +589,13 @@ class Receive:
             return None
         return now + NEXT_TRY
 
-    async def _hold(self, key: str, code: str, text: str) -> None:
+    async def _hold(self, key: str, code: str, text: str, protection: Protection | None = None) -> None:
         now = datetime.now(UTC)
-        await self.ledger.write(lambda c: messages.hold(c, key, code, text, now))
+
+        def change(connection: Connection) -> None:
+            if protection is not None:
+                messages.note_protection(connection, key, unsealing.document(protection))
+            messages.hold(connection, key, code, text, now)
+
+        await self.ledger.write(change)
         log.warning("held", id=key, code=code)

@@ -297,20 +297,18 @@ def test_mail_to_the_postmaster_is_taken_and_is_no_study(gateway: Daemon) -> Non
         assert not any(about == key for _, about in gateway.notices())
 
 
-def test_mail_that_must_be_signed_is_held_until_that_can_be_checked(
-    gateway: Daemon, orthanc: Orthanc, samples: Samples
-) -> None:
-    """Never stored: the partner asked for protection, and nobody looked (docs: protection-not-checked)."""
+def test_mail_that_must_be_signed_and_is_not_is_held(gateway: Daemon, orthanc: Orthanc, samples: Samples) -> None:
+    """Never stored: the partner asked for protection, and it has none (docs: not-signed)."""
     one = samples.fresh()
     key = gateway.mail(compose([one.file], sender="dicom@clinic-b.test"), to="signed@gateway.test")
     item = gateway.await_item(key, "held")
-    assert item["code"] == "protection-not-checked"
+    assert item["code"] == "not-signed"
     assert item["instances_detail"] == []
     assert ("held", key) in gateway.notices()
     assert one.sop_instance not in orthanc.instances()
     # A person's release does not replace a signature.
     assert gateway.say("queue", "release", key).returncode == 0
-    assert gateway.await_item(key, "held")["code"] == "protection-not-checked"
+    assert gateway.await_item(key, "held")["code"] == "not-signed"
 
 
 def test_a_partners_mail_without_images_needs_a_person(gateway: Daemon) -> None:

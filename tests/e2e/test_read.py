@@ -104,7 +104,7 @@ def test_the_configuration_decides(mail: Path, tmp_path: Path) -> None:
     done = read(mail, "--json", "--config", path)
     found = document(done)
     assert (found["partner"], found["route"], found["destinations"]) == ("clinic-a", "teleradiology in", ["pacs"])
-    assert (found["outcome"], found["code"]) == ("held", "protection-not-checked")
+    assert (found["outcome"], found["code"]) == ("held", "not-signed")
     assert done.returncode == 1
     assert document(read(mail, "--json", DICOM_MAIL_CONFIG=str(path))) == found
     assert not (tmp_path / "data").exists()

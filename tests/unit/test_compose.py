@@ -148,7 +148,7 @@ async def test_clear_text_never_leaves_where_protection_is_asked_for(out: Outbou
     await out.send(1, called="SEALED")
     await out.work()
     [item] = await out.items()
-    assert (item["outcome"], item["code"]) == ("held", "protection-not-built")
+    assert (item["outcome"], item["code"]) == ("held", "no-identity")
     assert out.postman.mails == []
     assert (await out.proof())["unaccounted"] == 0
 

@@ -224,14 +224,14 @@ async def test_fragments_that_lie_in_each_other_too_deep_are_held(gateway: Gatew
 
 
 async def test_the_whole_is_asked_for_its_protection_not_its_fragments(gateway: Gateway) -> None:
-    """What is sealed is sealed first and cut then (PRT-11); until it can be checked the whole is held."""
+    """What is sealed is sealed first and cut then (PRT-11); unsigned, the whole is held."""
     pieces = cut(WHOLE, [LINES // 2], sender="dicom@clinic-b.example")
     [first] = await send(gateway, pieces[0])
     assert await gateway.state(first) == ("waiting", "fragment-waiting")
     await send(gateway, pieces[1])
-    assert await gateway.state(first) == ("held", "protection-not-checked")
+    assert await gateway.state(first) == ("held", "not-signed")
     await act(gateway, "release", first)
-    assert await gateway.state(first) == ("held", "protection-not-checked")
+    assert await gateway.state(first) == ("held", "not-signed")
     assert gateway.readings == 0
     assert gateway.drafts() == []
 

@@ -171,23 +171,23 @@ def test_a_fragment_is_named(read: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content_type", "encrypted", "signed"),
+    ("content_type", "encrypted", "signed", "code"),
     [
-        ("application/pkcs7-mime; smime-type=enveloped-data", True, False),
-        ("application/x-pkcs7-mime", True, False),
-        ("application/pkcs7-mime; smime-type=signed-data", False, True),
-        ("application/pkcs7-mime; smime-type=certs-only", False, False),
-        ("multipart/signed; protocol=x; boundary=y", False, True),
-        ("multipart/encrypted; boundary=y", True, False),
-        ("text/plain", False, False),
+        ("application/pkcs7-mime; smime-type=enveloped-data", True, False, "malformed"),
+        ("application/x-pkcs7-mime", True, False, "malformed"),
+        ("application/pkcs7-mime; smime-type=signed-data", False, True, "malformed"),
+        ("application/pkcs7-mime; smime-type=certs-only", False, False, "malformed"),
+        ("multipart/signed; boundary=y", False, True, "signed-part-not-root"),
+        ("multipart/signed; protocol=x; boundary=y", False, True, "unsupported-algorithm"),
+        ("multipart/encrypted; boundary=y", True, False, "unsupported-algorithm"),
+        ("text/plain", False, False, None),
     ],
 )
 def test_protection_is_seen_and_never_called_verified(
-    read: Any, content_type: str, encrypted: bool, signed: bool
+    read: Any, content_type: str, encrypted: bool, signed: bool, code: str | None
 ) -> None:
-    """What is not built yet says so."""
+    """What it claims to be is told, and why that does not count."""
     guard = read(plain(f"Content-Type: {content_type}"))["protection"]
-    code = "protection-not-checked" if encrypted or signed else None
     assert guard == {"encrypted": encrypted, "signed": signed, "verified": False, "signer": None, "code": code}
 
 
@@ -233,7 +233,7 @@ def test_a_partner_that_must_protect_its_mail_is_held(
 ) -> None:
     """Never stored without the protection that was asked for."""
     document = read(compose([samples.fresh().file], sender="dicom@strict.test"), configuration)
-    assert (document["outcome"], document["code"]) == ("held", "protection-not-checked")
+    assert (document["outcome"], document["code"]) == ("held", "not-signed")
     assert document["partner"] == "strict"
     assert "strict" in document["reason"]
     assert len(document["instances"]) == 1

@@ -213,11 +213,11 @@ async def test_mail_without_images_for_the_pacs_has_its_outcome_and_code(
 
 
 async def test_mail_that_must_be_protected_is_held_unread_also_after_a_release(stage: Stage) -> None:
-    """No protection can be checked yet, so nothing of it is even opened; a person does not replace a signature."""
+    """Without its signature nothing of it is even read; a person does not replace one (R21)."""
     key = await stage.accept(FROM_B)
     for _ in range(2):
         await stage.receive.look(key)
-        assert await stage.state(key) == ("held", "protection-not-checked")
+        assert await stage.state(key) == ("held", "not-signed")
         assert await stage.ledger.read(alarms) == {("held", key)}
         await stage.ledger.write(lambda c: verbs.release(c, key, datetime.now(UTC), "anna"))
         assert await stage.state(key) == ("waiting", None)

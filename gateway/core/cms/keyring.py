@@ -1,0 +1,117 @@
+"""Certificates and keys as they lie in files, and which of them is used for what (RFC 8550 §4)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from gateway.core.cms import trust
+from gateway.core.cms.algorithms import PrivateKey
+from gateway.core.cms.failure import ProtectionError
+from gateway.core.cms.signed import Identity
+from gateway.errors import ConfigurationError
+
+MOST: Final = 1000
+"""Certificates that one file may hold."""
+
+_PEM: Final = b"-----BEGIN "
+
+
+def certificates(block: bytes) -> tuple[x509.Certificate, ...]:
+    """Read the certificates of a file, PEM or DER.
+
+    Raises:
+        ConfigurationError: It holds none, or one that cannot be read.
+    """
+    try:
+        if _PEM in block:
+            found = tuple(x509.load_pem_x509_certificates(block))
+        else:
+            found = (x509.load_der_x509_certificate(block),)
+        for one in found:
+            _ = one.extensions, one.subject, one.issuer  # read late, and hostile ones fail only then
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        raise ConfigurationError("holds no certificate that can be read") from None
+    if not found or len(found) > MOST:
+        raise ConfigurationError("holds no certificate that can be read")
+    return found
+
+
+def revocations(block: bytes) -> x509.CertificateRevocationList:
+    """Read a CRL, PEM or DER.
+
+    Raises:
+        ConfigurationError: It cannot be read.
+    """
+    try:
+        crl = x509.load_pem_x509_crl(block) if _PEM in block else x509.load_der_x509_crl(block)
+        _ = crl.extensions, crl.issuer, crl.next_update_utc
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        raise ConfigurationError("holds no CRL that can be read") from None
+    return crl
+
+
+def identity(chain: bytes, secret: bytes) -> Identity:
+    """Read a certificate of ours, with what leads to its anchor, and its key.
+
+    Raises:
+        ConfigurationError: One of them cannot be read, or they do not belong together. Never quotes a key.
+    """
+    own, *others = certificates(chain)
+    key = _key(secret)
+    if own.public_key() != key.public_key():
+        raise ConfigurationError(
+            "its key belongs to another certificate", hint="the certificate comes first in its file"
+        )
+    return Identity(key, own, tuple(others))
+
+
+def _key(secret: bytes) -> PrivateKey:
+    try:
+        key = serialization.load_pem_private_key(secret, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ConfigurationError("its key cannot be read", hint="PEM without a password is expected") from None
+    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
+        raise ConfigurationError("its key is of a kind that mail programs cannot use", hint="RSA or P-256 is expected")
+    return key
+
+
+def signer(identities: tuple[Identity, ...], now: datetime) -> Identity | None:
+    """Choose who signs: of the certificates that may, the one issued last; None without any (SMIME-24)."""
+    return _newest(identities, now, "sign")
+
+
+def reader(identities: tuple[Identity, ...], now: datetime) -> Identity | None:
+    """Choose to whom of us a copy is encrypted; None when nobody can be encrypted to."""
+    return _newest(identities, now, "encrypt")
+
+
+def _newest(identities: tuple[Identity, ...], now: datetime, purpose: trust.Purpose) -> Identity | None:
+    fit = [one for one in identities if _serves(one.certificate, now, purpose)]
+    return max(fit, key=lambda one: one.certificate.not_valid_before_utc, default=None)
+
+
+def _serves(certificate: x509.Certificate, now: datetime, purpose: trust.Purpose) -> bool:
+    try:
+        trust.check_leaf(certificate, now, purpose)
+    except ProtectionError:
+        return False
+    return True
+
+
+def partner(found: tuple[x509.Certificate, ...], now: datetime) -> x509.Certificate | None:
+    """Choose the certificate of a partner: the newest valid one that is no authority's; else the first of them."""
+    leaves = [one for one in found if not _is_authority(one)]
+    return trust.newest(leaves, now) or next(iter(leaves), None)
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False

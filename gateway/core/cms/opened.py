@@ -1,0 +1,427 @@
+"""A protected message on its way in: taken apart layer by layer, until what was vouched for lies open (SMIME-29).
+
+Whoever reads further gets one byte range: exactly the bytes that were signed or decrypted, never the rest of the mail.
+So a part that somebody put beside the signed one is not even seen. Which signer is to be trusted is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+import quopri
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import pybase64
+from cryptography import x509
+
+from gateway.core import header
+from gateway.core.cms import algorithms, ber, compressed, enveloped, signed
+from gateway.core.cms.ber import BLOCK, METADATA, Reader
+from gateway.core.cms.enveloped import Key
+from gateway.core.cms.failure import Failure, ProtectionError, exceeded, malformed, unsupported
+from gateway.core.cms.signed import Attributes, Signed, Signer
+from gateway.model import Span
+
+LAYERS: Final = 4
+"""Layers of protection that one message may have."""
+
+SIGNATURES: Final = ("application/pkcs7-signature", "application/x-pkcs7-signature")
+ENVELOPES: Final = ("application/pkcs7-mime", "application/x-pkcs7-mime")
+
+_SPACE: Final = b" \t\r\n"
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
+_REST: Final = re.compile(rb"(--)?[ \t]*+(?:\r?\n|\Z)")
+_LINE: Final = 2048
+"""Bytes that surely hold a delimiter line with blanks behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One signature and what became of it.
+
+    Attributes:
+        certificate: The signer's; None when it did not come and is not known.
+        attributes: What the signature says beside the content.
+        failure: Why it does not count; None when the key of the certificate made it over these bytes.
+    """
+
+    certificate: x509.Certificate | None
+    attributes: Attributes = field(default_factory=Attributes)
+    failure: ProtectionError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of protection, from the outside in.
+
+    Attributes:
+        kind: ``signed``, ``encrypted`` or ``compressed``.
+        signatures: Of a signed layer.
+        certificates: That came with a signed layer; they prove nothing by themselves.
+        crls: That came with it.
+        authenticated: Of an encrypted layer: by GCM.
+        recipient: Of an encrypted layer: the certificate of ours that opened it.
+        repaired: The signature fits only when bare LF count as the CRLF that a relay took away.
+    """
+
+    kind: str
+    signatures: tuple[Signature, ...] = ()
+    certificates: tuple[x509.Certificate, ...] = ()
+    crls: tuple[bytes, ...] = ()
+    authenticated: bool = False
+    recipient: x509.Certificate | None = None
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A message without its protection.
+
+    Attributes:
+        content: The innermost entity: the only bytes that may be read further.
+        layers: What was taken off, from the outside in.
+    """
+
+    content: Span
+    layers: tuple[Layer, ...]
+
+    @property
+    def encrypted(self) -> bool:
+        """It was encrypted somewhere."""
+        return any(layer.kind == "encrypted" for layer in self.layers)
+
+    @property
+    def signed(self) -> bool:
+        """It was signed somewhere."""
+        return any(layer.kind == "signed" for layer in self.layers)
+
+
+def open_message(
+    message: Span,
+    keys: Sequence[Key],
+    known: Sequence[x509.Certificate],
+    folder: Path,
+    *,
+    limit: int,
+    now: datetime,
+) -> Opened:
+    """Take the protection off a message.
+
+    Args:
+        message: Where it lies, header included.
+        keys: Ours, that open it.
+        known: Certificates of the partner, for signatures that come without theirs.
+        folder: Where the layers are written, mode 0600. On an error nothing of them stays.
+        limit: Bytes that each layer may have.
+        now: The moment of judgement.
+
+    Raises:
+        ProtectionError: It cannot be opened, or what carries its signature is malformed. A signature that does not
+            fit is no error here but in its layer.
+    """
+    layers: list[Layer] = []
+    written: list[Path] = []
+    try:
+        entity = message
+        while (found := _peel(entity, keys, known, folder / f"layer-{len(layers)}", limit, now, written)) is not None:
+            layer, entity = found
+            layers.append(layer)
+            if len(layers) > LAYERS:
+                exceeded("it is protected too many times over")
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+    for path in written:
+        if path != entity.path:
+            path.unlink()
+    return Opened(entity, tuple(layers))
+
+
+def _peel(
+    entity: Span,
+    keys: Sequence[Key],
+    known: Sequence[x509.Certificate],
+    path: Path,
+    limit: int,
+    now: datetime,
+    written: list[Path],
+) -> tuple[Layer, Span] | None:
+    head = _read_head(entity)
+    if head.type == "multipart/signed" and head.parameters.get("protocol", SIGNATURES[0]).lower() in SIGNATURES:
+        return _clear_signed(entity, head, known, now)
+    if not (head.type in ENVELOPES or _is_envelope_by_name(head)):
+        return None
+    written.append(path)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w+b") as out:
+        layer = _unwrap(Span(entity.path, head.body, entity.end), head, keys, known, out, limit, now)
+        out.flush()
+        size = out.tell()
+    return layer, Span(path, 0, size)
+
+
+def _is_envelope_by_name(head: _Head) -> bool:
+    # QUIRK: several relays turn the type into application/octet-stream and leave the name (SMIME-8).
+    return head.type == "application/octet-stream" and head.parameters.get("name", "").lower().endswith(".p7m")
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What the header of an entity says, and where its body begins."""
+
+    type: str
+    parameters: dict[str, str]
+    encoding: str
+    body: int
+
+
+def _read_head(entity: Span) -> _Head:
+    """Read the header of an entity.
+
+    Raises:
+        ProtectionError: It is too long.
+    """
+    size = 64 << 10
+    with entity.path.open("rb", buffering=0) as file:
+        block = os.pread(file.fileno(), min(entity.size, size), entity.start)
+    match = header.BLOCK.match(block)
+    end = match.end() if match else 0
+    if end >= size:
+        exceeded("its header is too long")
+    values: dict[str, str] = {}
+    for name, value in header.fields(block[:end]):
+        values.setdefault(name, value)
+    kind, parameters = header.parameters(values.get("content-type", "text/plain"))
+    encoding = values.get("content-transfer-encoding", "").strip().lower()
+    body = end + (2 if block.startswith(b"\r\n", end) else 1 if block.startswith(b"\n", end) else 0)
+    return _Head(kind, parameters, encoding, entity.start + body)
+
+
+# What is inside an application/pkcs7-mime
+
+
+class _Sink:
+    """Writes a layer, up to its limit."""
+
+    def __init__(self, out: BinaryIO, limit: int) -> None:
+        self._out = out
+        self._left = limit
+
+    def __call__(self, block: bytes) -> None:
+        self._left -= len(block)
+        if self._left < 0:
+            exceeded("it holds more than a message may")
+        self._out.write(block)
+
+
+def _unwrap(
+    body: Span,
+    head: _Head,
+    keys: Sequence[Key],
+    known: Sequence[x509.Certificate],
+    out: BinaryIO,
+    limit: int,
+    now: datetime,
+) -> Layer:
+    with body.path.open("rb", buffering=0) as file:
+
+        def rewind() -> Reader:
+            return Reader(_decoded(file.fileno(), body, head.encoding))
+
+        reader = rewind()
+        kind = _enter(reader)
+        sink = _Sink(out, limit)
+        if kind == algorithms.SIGNED_DATA:
+            found = signed.read(reader, (), sink)
+            _leave(reader)
+            if not found.embedded:
+                raise ProtectionError(Failure.NOT_SIGNED, "its signature covers nothing")
+            return _signed_layer(found, known, now)
+        if kind == algorithms.COMPRESSED_DATA:
+            compressed.read(reader, sink, limit)
+            _leave(reader)
+            return Layer("compressed")
+        if kind not in (algorithms.ENVELOPED_DATA, algorithms.AUTH_ENVELOPED_DATA):
+            unsupported("its content type is not supported")
+        authenticated = kind == algorithms.AUTH_ENVELOPED_DATA
+
+        def again() -> Reader:
+            reader = rewind()
+            _enter(reader)
+            return reader
+
+        enclosed = enveloped.read(again, keys, sink, authenticated=authenticated)
+        return Layer("encrypted", authenticated=authenticated, recipient=enclosed.certificate)
+
+
+def _enter(reader: Reader) -> str:
+    """Go into a ContentInfo (RFC 5652 §3)."""
+    reader.enter(ber.SEQUENCE)
+    kind = ber.oid(reader.node(ber.OBJECT_IDENTIFIER))
+    reader.enter(ber.context(0))
+    return kind
+
+
+def _leave(reader: Reader) -> None:
+    reader.leave()
+    reader.leave()
+    reader.end()
+
+
+def _decoded(file: int, body: Span, encoding: str) -> Callable[[int], bytes]:
+    """Give the bytes of a body without its transfer encoding, piece by piece."""
+    blocks = _blocks(file, body)
+    if encoding == "base64":
+        blocks = _without_base64(blocks)
+    elif encoding == "quoted-printable":
+        if body.size > METADATA:
+            unsupported("quoted-printable is for text")
+        blocks = iter((quopri.decodestring(b"".join(blocks)),))
+
+    def read(_: int) -> bytes:
+        return next((block for block in blocks if block), b"")
+
+    return read
+
+
+def _blocks(file: int, body: Span) -> Iterator[bytes]:
+    position = body.start
+    while block := os.pread(file, min(BLOCK, body.end - position), position):
+        position += len(block)
+        yield block
+
+
+def _without_base64(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    held = b""
+    for block in blocks:
+        text = held + block.translate(None, _SPACE)
+        whole = len(text) // 4 * 4
+        held = text[whole:]
+        try:
+            yield pybase64.b64decode(text[:whole], validate=True)
+        except binascii.Error:
+            malformed("its base64 is damaged")
+    if held:
+        malformed("its base64 ends too early")
+
+
+def _signed_layer(found: Signed, known: Sequence[x509.Certificate], now: datetime) -> Layer:
+    if not found.signers:
+        raise ProtectionError(Failure.NO_SIGNER, "nobody signed it")
+    candidates = (*known, *found.certificates)
+    signatures = tuple(_judge(found, signer, candidates, now) for signer in found.signers)
+    return Layer("signed", signatures, found.certificates, found.crls)
+
+
+def _judge(found: Signed, signer: Signer, candidates: Sequence[x509.Certificate], now: datetime) -> Signature:
+    """Try the certificates that the signer's name fits; the first whose key made the signature is the signer's."""
+    verdict = Signature(
+        None, failure=ProtectionError(Failure.SIGNER_CERTIFICATE_MISSING, "the signer's certificate did not come")
+    )
+    for certificate in candidates:
+        if not signer.name.matches(certificate):
+            continue
+        try:
+            return Signature(certificate, signed.verify(found, signer, certificate, now))
+        except ProtectionError as error:
+            verdict = Signature(certificate, failure=error)
+    return verdict
+
+
+# multipart/signed
+
+
+def _clear_signed(entity: Span, head: _Head, known: Sequence[x509.Certificate], now: datetime) -> tuple[Layer, Span]:
+    boundary = head.parameters.get("boundary", "").rstrip().encode("utf-8", "surrogateescape")
+    first, second = _two_parts(Span(entity.path, head.body, entity.end), boundary)
+    p7s = _small(second)
+    with first.path.open("rb", buffering=0) as file:
+        layer = _signed_layer(_read_detached(p7s, _blocks(file.fileno(), first)), known, now)
+        if all(_is_about_content(one) for one in layer.signatures):
+            # QUIRK: a mail server that stores bare LF hands out what was signed with CRLF (RFC 8551 §3.1.1).
+            other = _signed_layer(_read_detached(p7s, _with_crlf(_blocks(file.fileno(), first))), known, now)
+            if any(one.failure is None for one in other.signatures):
+                layer = replace(other, repaired=True)
+    return layer, first
+
+
+def _is_about_content(signature: Signature) -> bool:
+    # Without signed attributes another content shows as a signature that does not fit.
+    return signature.failure is not None and signature.failure.code in (
+        Failure.CONTENT_DIGEST_MISMATCH,
+        Failure.BAD_SIGNATURE,
+    )
+
+
+def _read_detached(p7s: bytes, content: Iterable[bytes]) -> Signed:
+    blocks = iter((p7s,))
+    reader = Reader(lambda _: next(blocks, b""))
+    if _enter(reader) != algorithms.SIGNED_DATA:
+        malformed("its signature is something else")
+    found = signed.read(reader, content, lambda _: malformed("its signature carries a content of its own"))
+    _leave(reader)
+    if found.embedded:
+        malformed("its signature carries a content of its own")
+    return found
+
+
+def _small(part: Span) -> bytes:
+    """Read the part with the signature."""
+    head = _read_head(part)
+    if head.type not in (*SIGNATURES, "application/octet-stream"):
+        malformed("the second part of a signed message is no signature")
+    body = Span(part.path, head.body, part.end)
+    if body.size > 2 * METADATA:
+        exceeded("its signature is too long")
+    with part.path.open("rb", buffering=0) as file:
+        read = _decoded(file.fileno(), body, head.encoding)
+        return b"".join(iter(lambda: read(0), b""))
+
+
+def _with_crlf(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    last = b""
+    for block in blocks:
+        joined = last + block
+        yield _BARE_LF.sub(b"\r\n", joined)[len(last) :]
+        last = b"\r" if block.endswith(b"\r") else b""
+
+
+def _two_parts(body: Span, boundary: bytes) -> tuple[Span, Span]:
+    """Find the two parts of a multipart/signed: exactly two, between exactly three delimiters (RFC 1847 §2.1).
+
+    Raises:
+        ProtectionError: It has more or fewer; somebody put something beside what was signed.
+    """
+    if not boundary:
+        malformed("a signed message without a boundary")
+    with body.path.open("rb", buffering=0) as file:
+        found = list(islice(_delimiters(file.fileno(), body, b"--" + boundary), 4))
+    if [closing for *_, closing in found] != [False, False, True]:
+        raise ProtectionError(Failure.SIGNED_PART_NOT_ROOT, "a signed message must have exactly two parts")
+    (_, first, _), (behind_first, second, _), (behind_second, _, _) = found
+    return Span(body.path, first, max(first, behind_first)), Span(body.path, second, max(second, behind_second))
+
+
+def _delimiters(file: int, body: Span, needle: bytes) -> Iterator[tuple[int, int, bool]]:
+    """Find the lines that are delimiters: where the part before ends, where the next begins, whether it closes."""
+    position = body.start
+    while position < body.end:
+        block = os.pread(file, min(BLOCK, body.end - position), position)
+        at = block.find(needle)
+        if at < 0:
+            position += max(len(block) - len(needle) + 1, 1)
+            continue
+        place = position + at
+        around = os.pread(file, min(_LINE, body.end - place), place)
+        before = os.pread(file, min(2, place - body.start), place - min(2, place - body.start))
+        match = _REST.match(around, len(needle))
+        if match is not None and (place == body.start or before.endswith(b"\n")):
+            end = place - (2 if before == b"\r\n" else 1) if before else place
+            yield end, place + match.end(), match[1] is not None
+        position = place + 1

@@ -1,0 +1,304 @@
+"""Whose certificate counts: validity, purpose, path and revocation (RFC 5280, RFC 8550).
+
+The path is built and checked by pyhanko-certvalidator, offline, from the anchors that the hospital chose. What gives a
+reason its name (dates, purposes, keys) is checked here before, and revocation is looked up here behind it, in CRLs
+that cryptography reads: a large CRL takes milliseconds, and a pool of hostile ones cannot make it recurse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any, Final, Literal, TypeVar
+
+import asn1crypto.x509
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
+from pyhanko_certvalidator import CertificateValidator, ValidationContext
+from pyhanko_certvalidator.errors import (
+    ExpiredError,
+    NotYetValidError,
+    PathBuildingError,
+    PathError,
+    PathValidationError,
+    ValidationError,
+)
+
+from gateway.core.cms import algorithms
+from gateway.core.cms.failure import Failure, ProtectionError
+
+T = TypeVar("T")
+
+Purpose = Literal["sign", "encrypt"]
+Revocation = Literal["good", "unknown", "unchecked"]
+
+INTERMEDIATES: Final = 32
+"""Certificates of a message that are looked at for a path."""
+
+_PURPOSES: Final = frozenset({ExtendedKeyUsageOID.EMAIL_PROTECTION, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE})
+_KNOWN_CRL_EXTENSIONS: Final = frozenset(
+    {ExtensionOID.ISSUING_DISTRIBUTION_POINT, ExtensionOID.AUTHORITY_KEY_IDENTIFIER, ExtensionOID.CRL_NUMBER}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whom the hospital trusts.
+
+    Attributes:
+        anchors: The folder ``trust``.
+        intermediates: Further certificates that may lie on a path.
+        crls: Every CRL at hand.
+        revocation: ``soft``, ``hard`` or ``off``.
+        grace: How long past its nextUpdate a CRL still counts.
+    """
+
+    anchors: tuple[x509.Certificate, ...]
+    intermediates: tuple[x509.Certificate, ...] = ()
+    crls: tuple[x509.CertificateRevocationList, ...] = ()
+    revocation: str = "soft"
+    grace: timedelta = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What was found out about a certificate that is good.
+
+    Attributes:
+        path: From the anchor to it.
+        revocation: ``unknown`` where no CRL tells; ``unchecked`` where nobody asked, or it is its own anchor.
+    """
+
+    path: tuple[x509.Certificate, ...]
+    revocation: Revocation
+
+
+def check(
+    certificate: x509.Certificate,
+    bag: Iterable[x509.Certificate],
+    trust: Trust,
+    now: datetime,
+    purpose: Purpose,
+    *,
+    pinned: bool = False,
+) -> Standing:
+    """Check a certificate.
+
+    Args:
+        certificate: Of a signer, or of somebody to encrypt to.
+        bag: Certificates that came with the message; they only help to find a path.
+        trust: Whom the hospital trusts.
+        now: The moment of judgement: the message's arrival, never its signing time.
+        purpose: What it is used for.
+        pinned: A person chose this very certificate: it is its own anchor where no other path is found.
+
+    Raises:
+        ProtectionError: It does not count, or whether it is revoked is unknown under ``hard``.
+    """
+    check_leaf(certificate, now, purpose)
+    try:
+        path = _path(certificate, bag, trust, now)
+    except ProtectionError as error:
+        if not pinned or error.code is not Failure.UNTRUSTED_ISSUER:
+            raise
+        path = (certificate,)
+    if trust.revocation == "off" or len(path) == 1:
+        return Standing(path, "unchecked")
+    states = [_revocation(one, issuer, trust, now) for issuer, one in pairwise(path)]
+    if "unknown" not in states:
+        return Standing(path, "good")
+    if trust.revocation == "hard":
+        raise ProtectionError(Failure.REVOCATION_UNKNOWN, "whether its certificate is revoked is not known")
+    return Standing(path, "unknown")
+
+
+# The certificate itself
+
+
+def check_leaf(certificate: x509.Certificate, now: datetime, purpose: Purpose) -> None:
+    """Check dates, key and purposes of a certificate (SMIME-21, SMIME-22).
+
+    Raises:
+        ProtectionError: One of them does not do.
+    """
+    if now > certificate.not_valid_after_utc:
+        raise ProtectionError(Failure.CERTIFICATE_EXPIRED, "its certificate has run out")
+    if now < certificate.not_valid_before_utc:
+        raise ProtectionError(Failure.CERTIFICATE_NOT_YET_VALID, "its certificate is not yet valid")
+    try:
+        key = algorithms.demand_strength(certificate.public_key())
+        usages = _extension(certificate, x509.ExtendedKeyUsage)
+        usage = _extension(certificate, x509.KeyUsage)
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        raise ProtectionError(Failure.MALFORMED, "its certificate cannot be read") from None
+    if usages is not None and _PURPOSES.isdisjoint(usages):
+        raise ProtectionError(Failure.EXTENDED_KEY_USAGE, "its certificate is not for mail")
+    if usage is not None and not _may(usage, key, purpose):
+        raise ProtectionError(Failure.KEY_USAGE, f"its certificate must not be used to {purpose}")
+
+
+def _may(usage: x509.KeyUsage, key: algorithms.PublicKey, purpose: Purpose) -> bool:
+    if purpose == "sign":
+        return usage.digital_signature or usage.content_commitment
+    return usage.key_encipherment if isinstance(key, rsa.RSAPublicKey) else usage.key_agreement
+
+
+E = TypeVar("E", bound=x509.ExtensionType)
+
+
+def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def addresses(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Every mail address that a certificate is for: rfc822Name, and emailAddress of old ones (SMIME-20)."""
+    try:
+        names = _extension(certificate, x509.SubjectAlternativeName)
+        old = certificate.subject.get_attributes_for_oid(NameOID.EMAIL_ADDRESS)
+    except (ValueError, x509.DuplicateExtension):
+        return ()
+    found = [] if names is None else names.get_values_for_type(x509.RFC822Name)
+    return tuple(dict.fromkeys((*found, *(str(one.value) for one in old))))
+
+
+def is_for(certificate: x509.Certificate, sender: str) -> bool:
+    """Whether a certificate has this address; case does not matter (RFC 8550 §3)."""
+    return sender.casefold() in (one.casefold() for one in addresses(certificate))
+
+
+# The path
+
+
+def _path(
+    certificate: x509.Certificate, bag: Iterable[x509.Certificate], trust: Trust, now: datetime
+) -> tuple[x509.Certificate, ...]:
+    if not trust.anchors:
+        raise ProtectionError(Failure.UNTRUSTED_ISSUER, "no anchor is configured")
+    others = _on_the_way(certificate, (*trust.intermediates, *bag))
+    try:
+        context = ValidationContext(
+            trust_roots=[_load(one) for one in trust.anchors],
+            other_certs=[_load(one) for one in others],
+            moment=now,
+            allow_fetching=False,
+            revocation_mode="soft-fail",  # no CRL is handed in: revocation is looked up below
+            weak_hash_algos={"md2", "md5", "sha1"},
+        )
+        found = _finish(CertificateValidator(_load(certificate), validation_context=context).async_validate_path())
+        path = tuple(x509.load_der_x509_certificate(one.dump()) for one in found.iter_certs(include_root=True))
+    except ExpiredError:
+        raise ProtectionError(Failure.CERTIFICATE_EXPIRED, "a certificate of its issuers has run out") from None
+    except NotYetValidError:
+        raise ProtectionError(Failure.CERTIFICATE_NOT_YET_VALID, "one of its issuers is not yet valid") from None
+    except (PathBuildingError, PathValidationError, PathError, ValidationError):
+        raise ProtectionError(Failure.UNTRUSTED_ISSUER, "its certificate leads to nobody who is trusted") from None
+    except (ValueError, TypeError, KeyError, AttributeError, UnsupportedAlgorithm, RecursionError):
+        # Hostile certificates make the library under certvalidator raise all of these.
+        raise ProtectionError(Failure.MALFORMED, "its certificate cannot be read") from None
+    for issuer in path[:-1]:
+        usages = _extension(issuer, x509.ExtendedKeyUsage)
+        if usages is not None and _PURPOSES.isdisjoint(usages):
+            raise ProtectionError(Failure.EXTENDED_KEY_USAGE, "one of its issuers is not for mail")
+    return path
+
+
+def _on_the_way(certificate: x509.Certificate, pool: Iterable[x509.Certificate]) -> list[x509.Certificate]:
+    """Only certificates by whose names a path could lead: what else comes in a message is not looked at."""
+    names = {certificate.issuer}
+    chosen: list[x509.Certificate] = []
+    waiting = list(dict.fromkeys(pool))
+    while (more := [one for one in waiting if one.subject in names]) and len(chosen) < INTERMEDIATES:
+        chosen += more[: INTERMEDIATES - len(chosen)]
+        names = {one.issuer for one in more}
+        waiting = [one for one in waiting if one not in more]
+    return chosen
+
+
+def _load(certificate: x509.Certificate) -> asn1crypto.x509.Certificate:
+    return asn1crypto.x509.Certificate.load(certificate.public_bytes(Encoding.DER))
+
+
+def _finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that has nothing to wait for, since nothing is fetched."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+    coroutine.close()
+    raise RuntimeError("certvalidator waits for something offline")
+
+
+# Revocation
+
+
+def _revocation(
+    certificate: x509.Certificate, issuer: x509.Certificate, trust: Trust, now: datetime
+) -> Literal["good", "unknown"]:
+    """Look a certificate up in the CRLs of its issuer.
+
+    Raises:
+        ProtectionError: It is revoked; also when the CRL that says so is old.
+    """
+    state: Literal["good", "unknown"] = "unknown"
+    for crl in trust.crls:
+        if crl.issuer != certificate.issuer or not _is_from(crl, issuer) or not _covers(crl, certificate):
+            continue
+        entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
+        if entry is not None:
+            raise ProtectionError(Failure.REVOKED, "its certificate is revoked")
+        if _is_current(crl, now, trust.grace):
+            state = "good"
+    return state
+
+
+def _is_from(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+    usage = _extension(issuer, x509.KeyUsage)
+    if usage is not None and not usage.crl_sign:
+        return False
+    key = issuer.public_key()
+    try:
+        return isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+
+
+def _covers(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> bool:
+    """Whether it is a whole CRL about certificates like this one; of what it limits we know no more."""
+    constraints = _extension(certificate, x509.BasicConstraints)
+    is_ca = constraints is not None and constraints.ca
+    try:
+        for extension in crl.extensions:
+            if extension.oid not in _KNOWN_CRL_EXTENSIONS and extension.critical:
+                return False
+            point = extension.value
+            if isinstance(point, x509.IssuingDistributionPoint) and (
+                point.indirect_crl
+                or point.only_some_reasons
+                or point.only_contains_attribute_certs
+                or (point.only_contains_ca_certs and not is_ca)
+                or (point.only_contains_user_certs and is_ca)
+            ):
+                return False
+    except (ValueError, x509.DuplicateExtension):
+        return False
+    return True
+
+
+def _is_current(crl: x509.CertificateRevocationList, now: datetime, grace: timedelta) -> bool:
+    until = crl.next_update_utc
+    return crl.last_update_utc <= now + timedelta(days=1) and until is not None and now <= until + grace
+
+
+def newest(certificates: Sequence[x509.Certificate], now: datetime) -> x509.Certificate | None:
+    """The certificate among these that is valid and was issued last (SMIME-24); None when none is valid."""
+    valid = [one for one in certificates if one.not_valid_before_utc <= now <= one.not_valid_after_utc]
+    return max(valid, key=lambda one: one.not_valid_before_utc, default=None)

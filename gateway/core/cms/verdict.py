@@ -1,0 +1,160 @@
+"""What the protection of a message amounts to, and whether it is what its partner must send.
+
+``verified`` is said only when signature, chain, key usage, dates, revocation policy and the binding to From all hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from gateway.core.cms import trust
+from gateway.core.cms.failure import Failure, ProtectionError
+from gateway.core.cms.opened import Layer, Opened, Signature
+from gateway.core.cms.trust import Standing, Trust
+
+Accept = Literal["any", "signed", "encrypted", "signed+encrypted"]
+
+TAMPERED: Final = frozenset(
+    {
+        Failure.MALFORMED,
+        Failure.LIMIT_EXCEEDED,
+        Failure.SIGNED_PART_NOT_ROOT,
+        Failure.CONTENT_DIGEST_MISMATCH,
+        Failure.BAD_SIGNATURE,
+        Failure.SIGNED_ATTRIBUTES_INVALID,
+        Failure.NO_KEY_FOR_US,
+        Failure.DECRYPT_FAILED,
+        Failure.CBC_WITHOUT_INNER_SIGNATURE,
+        Failure.REVOKED,
+    }
+)
+"""What holds a message whatever its partner must send: it cannot be read, or somebody changed it on the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of the protection of one message. Holds an address: never logged.
+
+    Attributes:
+        encrypted: It was encrypted, and we could open it.
+        signed: It was signed.
+        verified: The signature counts.
+        signer: The address of the certificate that counts, else None.
+        fingerprint: SHA-256 of that certificate, in hexadecimal; else None.
+        revocation: What is known of that: ``good``, ``unknown`` or ``unchecked``; else None.
+        code: Why it does not count; None when nothing is wrong.
+        repaired: The signature fits with the line ends that a relay took away.
+    """
+
+    encrypted: bool = False
+    signed: bool = False
+    verified: bool = False
+    signer: str | None = None
+    fingerprint: str | None = None
+    revocation: str | None = None
+    code: Failure | None = None
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Who may have signed.
+
+    Attributes:
+        sender: The address of the single From; empty when there is not exactly one.
+        pinned: The only certificate that counts; its address need not match. None: any that matches From.
+    """
+
+    sender: str
+    pinned: x509.Certificate | None = None
+
+
+def judge(opened: Opened, expected: Expected, anchors: Trust, now: datetime) -> Verdict:
+    """Judge the layers of a message that was opened.
+
+    Args:
+        opened: The message.
+        expected: Who may have signed.
+        anchors: Whom the hospital trusts.
+        now: When it arrived.
+    """
+    good: list[tuple[int, Signature, Standing]] = []
+    failures: list[Failure] = []
+    for depth, layer in enumerate(opened.layers):
+        if layer.kind != "signed":
+            continue
+        found = list(_good(layer, expected, anchors, now, failures))
+        good += [(depth, *one) for one in found]
+    code = _unauthenticated(opened.layers, [depth for depth, *_ in good])
+    if code is None and not good and opened.signed:
+        code = failures[0]
+    if code is not None or not good:
+        return Verdict(opened.encrypted, opened.signed, code=code)
+    _, signature, standing = good[-1]
+    assert signature.certificate is not None
+    named = trust.addresses(signature.certificate)
+    return Verdict(
+        opened.encrypted,
+        signed=True,
+        verified=True,
+        signer=next((one for one in named if one.casefold() == expected.sender.casefold()), (*named, None)[0]),
+        fingerprint=signature.certificate.fingerprint(hashes.SHA256()).hex(),
+        revocation=standing.revocation,
+        repaired=any(layer.repaired for layer in opened.layers),
+    )
+
+
+def _good(
+    layer: Layer, expected: Expected, anchors: Trust, now: datetime, failures: list[Failure]
+) -> Iterator[tuple[Signature, Standing]]:
+    """The signatures of a layer that count; why the others do not goes into ``failures``."""
+    for signature in layer.signatures:
+        if signature.failure is not None:
+            failures.append(signature.failure.code)
+            continue
+        assert signature.certificate is not None
+        try:
+            yield signature, _demand(signature.certificate, layer.certificates, expected, anchors, now)
+        except ProtectionError as error:
+            failures.append(error.code)
+
+
+def _demand(
+    certificate: x509.Certificate,
+    bag: Sequence[x509.Certificate],
+    expected: Expected,
+    anchors: Trust,
+    now: datetime,
+) -> Standing:
+    is_pinned = certificate == expected.pinned
+    if expected.pinned is not None and not is_pinned:
+        raise ProtectionError(Failure.UNTRUSTED_ISSUER, "it is signed with another certificate than the pinned one")
+    standing = trust.check(certificate, bag, anchors, now, "sign", pinned=is_pinned)
+    if not is_pinned and not trust.is_for(certificate, expected.sender):
+        raise ProtectionError(Failure.SENDER_ADDRESS_MISMATCH, "its certificate is for another address than From")
+    return standing
+
+
+def _unauthenticated(layers: Sequence[Layer], good: Sequence[int]) -> Failure | None:
+    """CBC alone proves nothing: somebody may have changed it on the way (EFAIL, SMIME-29)."""
+    for depth, layer in enumerate(layers):
+        if layer.kind == "encrypted" and not layer.authenticated and not any(one > depth for one in good):
+            return Failure.CBC_WITHOUT_INNER_SIGNATURE
+    return None
+
+
+def shortfall(verdict: Verdict, accept: Accept) -> Failure | None:
+    """Say why a message of a partner who must send ``accept`` is held; None when it may go on."""
+    if verdict.code in TAMPERED:
+        return verdict.code
+    if "signed" in accept and not verdict.verified:
+        return verdict.code or Failure.NOT_SIGNED
+    if "encrypted" in accept and not verdict.encrypted:
+        return Failure.NOT_ENCRYPTED
+    return None

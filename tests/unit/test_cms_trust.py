@@ -1,0 +1,247 @@
+"""Whose certificate counts, and why another's does not: one code for each reason."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pki
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from pki import BOTH, DAY, NOW, SIGN, Holder
+
+from gateway.core.cms import trust
+from gateway.core.cms.failure import Failure, ProtectionError
+from gateway.core.cms.trust import Purpose, Standing, Trust
+
+
+def anchors(
+    *crls: x509.CertificateRevocationList, revocation: str = "soft", grace: timedelta = timedelta(days=7)
+) -> Trust:
+    """The hospital trusts the root."""
+    return Trust((pki.root().certificate,), (), crls, revocation, grace)
+
+
+def check(holder: Holder, asked: Trust | None = None, purpose: Purpose = "sign", *, pinned: bool = False) -> Standing:
+    """Check a certificate that came with its issuer's."""
+    bag = [pki.issuing().certificate]
+    return trust.check(holder.certificate, bag, asked or anchors(), NOW, purpose, pinned=pinned)
+
+
+def code(holder: Holder, asked: Trust | None = None, purpose: Purpose = "sign", *, pinned: bool = False) -> Failure:
+    """The code with which it is refused."""
+    with pytest.raises(ProtectionError) as caught:
+        check(holder, asked, purpose, pinned=pinned)
+    return caught.value.code
+
+
+def fresh(*revoked: x509.Certificate) -> tuple[x509.CertificateRevocationList, ...]:
+    """Current CRLs of both authorities."""
+    return pki.revocations(pki.root()), pki.revocations(pki.issuing(), *revoked)
+
+
+def test_a_good_certificate_has_a_path_from_the_anchor() -> None:
+    """SMIME-19: root, issuing authority, person; and both CRLs say that nobody is revoked."""
+    anna = pki.leaf()
+    standing = check(anna, anchors(*fresh(), revocation="hard"))
+    assert standing.path == (pki.root().certificate, pki.issuing().certificate, anna.certificate)
+    assert standing.revocation == "good"
+
+
+@pytest.mark.parametrize(
+    ("wishes", "purpose", "expected"),
+    [
+        ({"until": NOW - DAY}, "sign", Failure.CERTIFICATE_EXPIRED),
+        ({"since": NOW + DAY}, "sign", Failure.CERTIFICATE_NOT_YET_VALID),
+        ({"purposes": (ExtendedKeyUsageOID.CLIENT_AUTH,)}, "sign", Failure.EXTENDED_KEY_USAGE),
+        ({"usages": ("key_encipherment",)}, "sign", Failure.KEY_USAGE),
+        ({"usages": SIGN}, "encrypt", Failure.KEY_USAGE),
+        ({"usages": ("key_encipherment",), "kind": "P-256/leaf"}, "encrypt", Failure.KEY_USAGE),
+        ({"kind": "rsa-1024/leaf"}, "sign", Failure.WEAK_KEY),
+        ({"kind": "P-192/leaf"}, "encrypt", Failure.WEAK_KEY),
+    ],
+)
+def test_each_fault_of_a_certificate_has_its_code(
+    wishes: dict[str, object], purpose: Purpose, expected: Failure
+) -> None:
+    """SMIME-5, SMIME-21, SMIME-22: the reason is the one a person can act on, and pinning does not excuse it."""
+    holder = pki.leaf(**wishes)
+    assert code(holder, purpose=purpose) is expected
+    assert code(holder, purpose=purpose, pinned=True) is expected
+
+
+@pytest.mark.parametrize(
+    ("wishes", "purpose"),
+    [
+        ({"usages": None}, "sign"),
+        ({"usages": None, "purposes": None}, "encrypt"),
+        ({"usages": ("content_commitment",)}, "sign"),
+        ({"purposes": (ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE,)}, "sign"),
+        ({"usages": ("key_agreement",), "kind": "P-256/leaf"}, "encrypt"),
+        ({"usages": BOTH, "kind": "P-384/leaf"}, "sign"),
+    ],
+)
+def test_what_a_certificate_does_not_forbid_is_allowed(wishes: dict[str, object], purpose: Purpose) -> None:
+    """SMIME-21: absent usages count as set; all certificates of some mail programs are like that."""
+    assert check(pki.leaf(**wishes), purpose=purpose).revocation == "unknown"
+
+
+def test_an_issuer_nobody_trusts_is_refused_unless_a_person_pinned_the_certificate() -> None:
+    """SMIME-23: trust is the hospital's choice, never the message's."""
+    rogue = pki.authority("Rogue")
+    holder = pki.issue(pki.Wish(), rogue)
+    bag = [rogue.certificate]
+    with pytest.raises(ProtectionError) as caught:
+        trust.check(holder.certificate, bag, anchors(), NOW, "sign")
+    assert caught.value.code is Failure.UNTRUSTED_ISSUER
+    standing = trust.check(holder.certificate, bag, anchors(), NOW, "sign", pinned=True)
+    assert standing == Standing((holder.certificate,), "unchecked")
+    assert code(pki.leaf(), Trust(())) is Failure.UNTRUSTED_ISSUER
+
+
+def test_an_issuer_that_may_not_issue_is_refused() -> None:
+    """RFC 5280 §4.2.1.9: a person's certificate is no authority."""
+    anna = pki.leaf()
+    holder = pki.issue(pki.Wish(name="Eve", address="anna@clinic.test"), anna)
+    bag = [anna.certificate, pki.issuing().certificate]
+    with pytest.raises(ProtectionError) as caught:
+        trust.check(holder.certificate, bag, anchors(), NOW, "sign")
+    assert caught.value.code is Failure.UNTRUSTED_ISSUER
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "expected"),
+    [
+        (NOW - 10 * DAY, NOW - DAY, Failure.CERTIFICATE_EXPIRED),
+        (NOW + DAY, NOW + 10 * DAY, Failure.CERTIFICATE_NOT_YET_VALID),
+    ],
+)
+def test_an_issuer_out_of_its_time_is_named_so(since: object, until: object, expected: Failure) -> None:
+    """What has run out is the issuer's: the person's certificate is fine."""
+    wish = pki.Wish("rsa-2048/Old", None, since, until, ("key_cert_sign",), None, ca=True, name="Old")  # type: ignore[arg-type]
+    old = pki.issue(wish, pki.root())
+    holder = pki.issue(pki.Wish(), old)
+    with pytest.raises(ProtectionError) as caught:
+        trust.check(holder.certificate, [old.certificate], anchors(), NOW, "sign")
+    assert caught.value.code is expected
+
+
+def test_an_issuer_for_other_purposes_is_refused() -> None:
+    """An authority for web servers vouches for no mail."""
+    usages = ("key_cert_sign", "crl_sign")
+    purposes = (ExtendedKeyUsageOID.SERVER_AUTH,)
+    wish = pki.Wish("rsa-2048/Web", None, NOW - DAY, NOW + DAY, usages, purposes, ca=True, name="Web")
+    web = pki.issue(wish, pki.root())
+    holder = pki.issue(pki.Wish(), web)
+    with pytest.raises(ProtectionError) as caught:
+        trust.check(holder.certificate, [web.certificate], anchors(), NOW, "sign")
+    assert caught.value.code is Failure.EXTENDED_KEY_USAGE
+
+
+def test_certificates_that_lead_nowhere_are_not_looked_at() -> None:
+    """A bag full of strangers changes nothing and takes no time."""
+    bag = [pki.authority(f"Stranger {number % 3}").certificate for number in range(60)]
+    anna = pki.leaf()
+    standing = trust.check(anna.certificate, [*bag, pki.issuing().certificate], anchors(), NOW, "sign")
+    assert len(standing.path) == 3
+
+
+# Revocation
+
+
+@pytest.mark.parametrize("revocation", ["soft", "hard"])
+def test_a_revoked_certificate_is_refused_also_by_an_old_crl(revocation: str) -> None:
+    """Revoked always blocks: nobody becomes good again because a list was not renewed."""
+    anna = pki.leaf()
+    old = pki.revocations(pki.issuing(), anna.certificate, since=NOW - 90 * DAY, until=NOW - 60 * DAY)
+    assert code(anna, anchors(old, revocation=revocation)) is Failure.REVOKED
+    assert code(anna, anchors(*fresh(anna.certificate), revocation=revocation), pinned=True) is Failure.REVOKED
+
+
+def test_a_revoked_issuer_takes_its_people_with_it() -> None:
+    """RFC 5280 §6.3: every certificate of the path but the anchor is looked up."""
+    crl = pki.revocations(pki.root(), pki.issuing().certificate)
+    assert code(pki.leaf(), anchors(crl, pki.revocations(pki.issuing()))) is Failure.REVOKED
+
+
+def test_an_unknown_revocation_is_remarked_or_refused_as_the_policy_says() -> None:
+    """The three policies of the configuration, without any CRL."""
+    anna = pki.leaf()
+    assert check(anna, anchors()).revocation == "unknown"
+    assert code(anna, anchors(revocation="hard")) is Failure.REVOCATION_UNKNOWN
+    assert check(anna, anchors(*fresh(anna.certificate), revocation="off")).revocation == "unchecked"
+
+
+@pytest.mark.parametrize(("late", "expected"), [(6 * DAY, "good"), (8 * DAY, "unknown")])
+def test_a_crl_counts_past_its_time_by_the_grace_alone(late: timedelta, expected: str) -> None:
+    """``crl_grace``: a list that was renewed too late does not stop the mail at once."""
+    window = {"since": NOW - 40 * DAY, "until": NOW - late}
+    crls = pki.revocations(pki.root(), **window), pki.revocations(pki.issuing(), **window)  # type: ignore[arg-type]
+    assert check(pki.leaf(), anchors(*crls)).revocation == expected
+
+
+def _point(**limits: bool) -> x509.IssuingDistributionPoint:
+    chosen = {
+        "only_contains_user_certs": False,
+        "only_contains_ca_certs": False,
+        "indirect_crl": False,
+        "only_contains_attribute_certs": False,
+        **limits,
+    }
+    name = x509.UniformResourceIdentifier("http://crl.test/one.crl")
+    return x509.IssuingDistributionPoint([name], None, only_some_reasons=None, **chosen)
+
+
+@pytest.mark.parametrize(
+    ("extension", "expected"),
+    [
+        (_point(), "good"),
+        (_point(only_contains_user_certs=True), "good"),
+        (_point(only_contains_ca_certs=True), "unknown"),
+        (_point(only_contains_attribute_certs=True), "unknown"),
+        (_point(indirect_crl=True), "unknown"),
+        (x509.DeltaCRLIndicator(1), "unknown"),
+    ],
+)
+def test_a_crl_that_is_not_about_the_certificate_tells_nothing(extension: x509.ExtensionType, expected: str) -> None:
+    """RFC 5280 §5.2.5: partial, indirect and delta lists do not show that somebody is good."""
+    crls = pki.revocations(pki.root()), pki.revocations(pki.issuing(), extension=extension)
+    assert check(pki.leaf(), anchors(*crls)).revocation == expected
+
+
+def test_a_crl_that_its_issuer_did_not_sign_tells_nothing() -> None:
+    """Who can send us files cannot revoke, nor clear, anybody's certificate."""
+    anna = pki.leaf()
+    forged = pki.revocations(pki.issuing(), anna.certificate, signer=pki.authority("Rogue"))
+    assert check(anna, anchors(pki.revocations(pki.root()), forged)).revocation == "unknown"
+
+
+def test_an_authority_that_must_not_sign_crls_signs_none() -> None:
+    """RFC 5280 §6.3.3 (f)."""
+    wish = pki.Wish("rsa-2048/Mute", None, NOW - DAY, NOW + DAY, ("key_cert_sign",), None, ca=True, name="Mute")
+    mute = pki.issue(wish, pki.root())
+    holder = pki.issue(pki.Wish(), mute)
+    crls = pki.revocations(pki.root()), pki.revocations(mute, holder.certificate)
+    standing = trust.check(holder.certificate, [mute.certificate], anchors(*crls), NOW, "sign")
+    assert standing.revocation == "unknown"
+
+
+# Addresses
+
+
+def test_addresses_are_read_from_their_two_places_and_compared_without_case() -> None:
+    """SMIME-20: subjectAltName, and emailAddress in the name of old certificates."""
+    anna = pki.leaf(address="Anna@Clinic.test", old_address="a.old@clinic.test")
+    assert trust.addresses(anna.certificate) == ("Anna@Clinic.test", "a.old@clinic.test")
+    assert trust.is_for(anna.certificate, "anna@CLINIC.test")
+    assert not trust.is_for(anna.certificate, "eve@clinic.test")
+    assert trust.addresses(pki.leaf(address=None).certificate) == ()
+
+
+def test_the_newest_valid_certificate_is_found() -> None:
+    """SMIME-24: at a roll-over the new one is used from its first day on."""
+    old, new = pki.leaf(since=NOW - 20 * DAY), pki.leaf(since=NOW - DAY)
+    future, past = pki.leaf(since=NOW + DAY), pki.leaf(until=NOW - DAY)
+    certificates = [one.certificate for one in (past, old, new, future)]
+    assert trust.newest(certificates, NOW) == new.certificate
+    assert trust.newest([past.certificate], NOW) is None
