@@ -104,8 +104,6 @@ class _Unbuilt:
 _UNBUILT: Final = (
     _Unbuilt("gateway.database", "several nodes on PostgreSQL are not built yet"),
     _Unbuilt("gateway.blobs", "several nodes with shared bytes are not built yet"),
-    _Unbuilt("imap.NAME", "mailboxes are not polled by IMAP yet"),
-    _Unbuilt("pop3.NAME", "mailboxes are not polled by POP3 yet"),
     _Unbuilt("storescp", "the DICOM door is not opened yet"),
     _Unbuilt("relay", "nothing is mailed yet, notices to the postmaster included"),
     _Unbuilt("smime", "nothing is decrypted or verified yet"),

@@ -7,6 +7,7 @@ item says the same when the mail is fetched once more.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,14 +15,16 @@ from typing import Final
 
 from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
-from gateway.core.mailbox import REMEDY, Filing, Known, State, is_alarming
+from gateway.core.mailbox import CLAIM, REMEDY, Filing, Known, State, is_alarming
 from gateway.ledger.events import tell
 from gateway.ledger.notices import close_notice, open_notice
-from gateway.ledger.tables import fragment, mailbox, mailbox_folder, mailbox_mail, message
+from gateway.ledger.tables import fact, fragment, mailbox, mailbox_folder, mailbox_mail, message
 from gateway.model import Outcome, Stage
 
 DOWN: Final = "mailbox-down"
 """The notice about a mailbox that cannot be used."""
+
+_CLAIM: Final = "mailbox claim"
 
 TOO_BIG: Final = "mail-too-big"
 """The notice about mails that were moved to failed."""
@@ -42,6 +45,15 @@ class Folder:
     account: str
     name: str
     validity: int
+
+
+def claim(connection: Connection) -> str:
+    """The keyword by which this gateway marks the mails it takes: as long as its ledger lives, the same."""
+    found = connection.scalar(select(fact.c.value).where(fact.c.name == _CLAIM))
+    if found is None:
+        found = f"{CLAIM}{secrets.token_hex(4)}"
+        connection.execute(insert(fact).values(name=_CLAIM, value=found))
+    return str(found)
 
 
 def number(connection: Connection, folder: Folder) -> int:

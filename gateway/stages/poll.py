@@ -202,6 +202,9 @@ class Poll:
                     await self._trouble(_state(error), error.text)
                 except OSError as error:  # the disk under the spool
                     await self._trouble(State.NO_ROOM, f"the spool takes nothing: {type(error).__name__}")
+                except Exception as error:  # nobody foresaw it: it is a state too, and the other mailboxes go on
+                    log.exception("mailbox-failed", door=self.rules.door)
+                    await self._trouble(State.CONFUSED, f"polling failed: {type(error).__name__}")
                 pause = mailbox.back_off(self._failures, random.random())  # noqa: S311  no secret: jitter
                 await asyncio.sleep(pause.total_seconds())
         finally:

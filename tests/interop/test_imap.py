@@ -144,7 +144,7 @@ async def test_what_is_over_the_limit_is_moved_without_being_fetched(gateway: Ga
 async def test_mail_that_is_not_for_us_stays(gateway: Gateway, dovecot: Dovecot) -> None:
     """A private mail is left as it was: not moved, not flagged, not fetched again; the partner's is moved (IMAP-3)."""
     private = text_mail(1, "grandma@home.example")
-    dovecot.append(private, mail(part(dicom_file(data_set()))))
+    dovecot.append(private, mail(part(dicom_file(data_set()))).replace(b"a@clinic.example", b"dicom@clinic-a.example"))
     one = poll(gateway, dovecot, other="leave")
     async with polling(one):
         await until(lambda: one.counters.taken == 2)
