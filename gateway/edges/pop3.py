@@ -116,14 +116,14 @@ class PopMailbox:
             client.user(settings.user)
             client.pass_(password)
         except poplib.error_proto as error:
-            client.close()
+            _close(client)
             state = State.UNREACHABLE if _PASSES.search(str(error)) else State.LOGIN_REFUSED
             raise MailboxError("the server refuses the login", state) from None
         except (OSError, EOFError) as error:
-            client.close()
+            _close(client)
             raise _trouble(where, error) from None
         except MailboxError:
-            client.close()
+            _close(client)
             raise
         return client
 
@@ -218,8 +218,13 @@ class PopSession:
             # Whoever blocks in a thread is woken by it.
             with contextlib.suppress(OSError):
                 client.sock.shutdown(socket.SHUT_RDWR)
-            with contextlib.suppress(OSError, ValueError):
-                client.close()
+            _close(client)
+
+
+def _close(client: poplib.POP3) -> None:
+    # After a TLS handshake that failed the library's socket is closed already, and closing it raises.
+    with contextlib.suppress(OSError, ValueError):
+        client.close()
 
 
 def _delete(client: poplib.POP3, numbers: Sequence[int]) -> None:

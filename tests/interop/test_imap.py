@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from dovecot import PASSWORD, USER, Dovecot
 from fragments import Gateway
+from mailboxes import items, polling, text_mail, until
 from peer import Start, free_port
 from rows import configuration
 from sqlalchemy import select
@@ -30,11 +30,6 @@ from tests.samples import data_set, dicom_file, mail, part
 pytestmark = pytest.mark.peer
 
 CLAIM = "DicomMail-aaaa"
-
-
-def text_mail(number: int, sender: str = "dicom@clinic-a.example") -> bytes:
-    fields = f"From: {sender}\r\nMessage-ID: <{number}@clinic-a.example>\r\n"
-    return (fields + f"Subject: x\r\n\r\nmail {number}\r\n").encode()
 
 
 @pytest.fixture
@@ -58,27 +53,6 @@ def poll(gateway: Gateway, dovecot: Dovecot, *, other: str = "move", message: in
     rules = Rules("imap.a", "pacs@gw.example", other, 1.0, message, 1 << 20, "Failed", changes.pop("claim", CLAIM))
     box = ImapMailbox(settings(dovecot, **changes), proof, Deadlines(5, 5, 5, 1), trusted)
     return Poll(rules, box, gateway.ledger, gateway.receive)
-
-
-@contextlib.asynccontextmanager
-async def polling(one: Poll) -> AsyncIterator[None]:
-    task = asyncio.create_task(one.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not await asyncio.to_thread(condition):  # noqa: ASYNC110  a peer's state, which sets no event
-            await asyncio.sleep(0.05)
-
-
-async def items(gateway: Gateway) -> list[str]:
-    return await gateway.ledger.read(lambda c: list(c.scalars(select(message.c.message_id))))
 
 
 @pytest.fixture
