@@ -66,7 +66,6 @@ async def test_a_cut_download_goes_on_where_it_was(gateway: Gateway) -> None:
     [
         Mood(noise=3000),
         Mood(late_uid=True),
-        Mood(quoted=True),
         Mood(size_lie=-50),
         Mood(size_lie=100_000),
         Mood(bye=9),
@@ -74,7 +73,7 @@ async def test_a_cut_download_goes_on_where_it_was(gateway: Gateway) -> None:
         Mood(cut_at=["CAPABILITY", "SELECT", "UID SEARCH", "UID FETCH", "UID MOVE", "IDLE", "AUTHENTICATE", "LIST"]),
         Mood(cut_after=[0, 1, 10, 80]),
     ],
-    ids=["noise", "late uid", "quoted", "too small", "too big", "bye", "little", "cut at each command", "cut in mails"],
+    ids=["noise", "late uid", "too small", "too big", "bye", "little", "cut at each command", "cut in mails"],
 )
 async def test_every_mail_becomes_one_item_whatever_the_server_does(gateway: Gateway, mood: Mood) -> None:
     """Whole, once, and moved only then."""
