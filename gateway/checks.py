@@ -259,6 +259,8 @@ def _doors(configuration: Configuration) -> Iterator[tuple[str, Listen]]:
         yield "smtp.listen", smtp.listen
         if smtp.implicit_tls_listen is not None:
             yield "smtp.implicit_tls_listen", smtp.implicit_tls_listen
+    if configuration.storescp is not None:
+        yield "storescp.listen", configuration.storescp.listen
     if configuration.console is not None:
         yield "console.listen", configuration.console.listen
     if configuration.metrics is not None:

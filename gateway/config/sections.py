@@ -469,7 +469,7 @@ class Route(Section):
         from_: ``from`` in TOML: a partner's name, an address pattern, or ``*`` for strangers too; None: any partner.
         to: Recipient or mailbox address, or a pattern; None: any.
         mailbox: Only mail of this ``[imap]`` or ``[pop3]`` section; None: any door.
-        patient_mismatch: Two patients under one Patient ID: ``hold`` or ``accept``.
+        patient_mismatch: One Patient ID with two birth dates or two different names: ``hold`` or ``accept``.
         issuer: Written to Issuer of Patient ID (0010,0021); None: unchanged.
         patient_id: ``keep``, or ``prefix:`` and what is put before Patient ID (0010,0020).
         accession: ``keep`` or ``clear`` Accession Number (0008,0050).
@@ -503,6 +503,11 @@ class Route(Section):
     max_size: Size = 2 << 30
     urgent: Switch = False
     late: Duration = Field(default_factory=_late)
+
+    @property
+    def prefix(self) -> str:
+        """What is put before Patient ID; empty: nothing."""
+        return "" if self.patient_id == "keep" else self.patient_id.removeprefix("prefix:")
 
     @model_validator(mode="after")
     def _check(self) -> Route:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+A_ASSOCIATE_RQ: Final = 0x01
 A_ASSOCIATE_AC: Final = 0x02
 A_ASSOCIATE_RJ: Final = 0x03
 P_DATA_TF: Final = 0x04
@@ -18,6 +19,9 @@ A_RELEASE_RQ: Final = 0x05
 A_RELEASE_RP: Final = 0x06
 A_ABORT: Final = 0x07
 
+C_STORE_RQ: Final = 0x0001
+C_ECHO_RQ: Final = 0x0030
+C_CANCEL_RQ: Final = 0x0FFF
 C_STORE_RSP: Final = 0x8001
 C_FIND_RSP: Final = 0x8020
 C_ECHO_RSP: Final = 0x8030
@@ -65,7 +69,7 @@ ABORT: Final = _PDU.pack(A_ABORT, 4) + bytes(4)
 """Source 0: the service user. Its reason is not significant (PS3.8 §9.3.8)."""
 
 NAMES: Final = {
-    0x01: "A-ASSOCIATE-RQ",
+    A_ASSOCIATE_RQ: "A-ASSOCIATE-RQ",
     A_ASSOCIATE_AC: "A-ASSOCIATE-AC",
     A_ASSOCIATE_RJ: "A-ASSOCIATE-RJ",
     P_DATA_TF: "P-DATA-TF",
@@ -73,6 +77,11 @@ NAMES: Final = {
     A_RELEASE_RP: "A-RELEASE-RP",
     A_ABORT: "A-ABORT",
 }
+
+UNRECOGNISED: Final = "unrecognised PDU"
+UNEXPECTED: Final = "unexpected PDU"
+_REASONS: Final = {UNRECOGNISED: 1, UNEXPECTED: 2}
+"""Reason of an A-ABORT of the provider, by what was wrong (PS3.8 Table 9-26); anything else was invalid: 6."""
 
 
 class ProtocolError(Exception):
@@ -120,7 +129,7 @@ class Inbox:
         if kind == _TLS_ALERT:
             raise ProtocolError("a TLS alert: it wants TLS here")
         if kind not in NAMES:
-            raise ProtocolError("unrecognised PDU")
+            raise ProtocolError(UNRECOGNISED)
         if length > LONGEST_PDU:
             raise ProtocolError("PDU too long")
         end = _PDU.size + length
@@ -382,6 +391,60 @@ def event_response(request: Message, status: int) -> bytes:
     )
 
 
+def read_command(context: int, command: bytes) -> Message:
+    """Read a whole command set.
+
+    Raises:
+        ProtocolError: It is none.
+    """
+    return Message(context, MappingProxyType(dict(_elements(command))))
+
+
+def has_data_set(request: Message) -> bool:
+    """Tell whether a data set follows a command set (PS3.7 Annex E.1).
+
+    Raises:
+        ProtocolError: It does not say.
+    """
+    return request.number(0x0800) != _NO_DATA_SET
+
+
+def response(request: Message, status: int, comment: str = "") -> bytes:
+    """Write the command set of a response without data set: to C-STORE, C-ECHO, and whatever is refused.
+
+    Args:
+        request: What is answered.
+        status: Status (0000,0900).
+        comment: Error Comment (0000,0902), in ASCII, cut to the 64 characters that it may have.
+
+    Raises:
+        ProtocolError: The request lacks what a response must repeat.
+    """
+    # The request's own bytes: a response repeats a UID, it does not judge it.
+    uids = [request.command.get(element, b"") for element in (0x0002, 0x1000)]
+    optional = [_raw(element, value) if value else b"" for element, value in zip((0x0002, 0x1000), uids, strict=True)]
+    remark = comment[:64].encode("ascii")
+    return _command(
+        optional[0],
+        _number(0x0100, request.field | 0x8000),
+        _number(0x0120, request.number(0x0110)),
+        _number(0x0800, _NO_DATA_SET),
+        _number(0x0900, status),
+        _raw(0x0902, remark + b" " * (len(remark) % 2)) if remark else b"",
+        optional[1],
+    )
+
+
+def rejection(result: int, source: int, reason: int) -> bytes:
+    """Write an A-ASSOCIATE-RJ (PS3.8 §9.3.4)."""
+    return _PDU.pack(A_ASSOCIATE_RJ, 4) + bytes((0, result, source, reason))
+
+
+def provider_abort(wrong: str) -> bytes:
+    """Write the A-ABORT that answers a breach of the protocol, or, with an empty text, anything else (PS3.8 §9.3.8)."""
+    return _PDU.pack(A_ABORT, 4) + bytes((0, 0, 2, _REASONS.get(wrong, 6) if wrong else 0))
+
+
 def pack(context: int, fragment: int, command: bytes, data_set: bytes = b"") -> bytes:
     """Lay a whole small message out as P-DATA-TF PDUs, each with one fragment of at most ``fragment`` bytes."""
     pdus = bytearray()
@@ -407,7 +470,11 @@ def _number(element: int, value: int) -> bytes:
 def _text(element: int, value: str) -> bytes:
     padded = value.encode("ascii")
     padded += bytes(len(padded) % 2)  # a UID is padded with one NUL (PS3.5 §9.1)
-    return _ELEMENT.pack(0, element, len(padded)) + padded
+    return _raw(element, padded)
+
+
+def _raw(element: int, value: bytes) -> bytes:
+    return _ELEMENT.pack(0, element, len(value)) + value
 
 
 def write_header(buffer: bytearray, place: int, context: int, size: int, control: int) -> int:

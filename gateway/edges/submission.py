@@ -113,6 +113,7 @@ class Relay:
 
     def __init__(self, settings: Settings, hostname: str, deadlines: Deadlines | None = None) -> None:
         self.announced: int | None = None
+        self._begun: set[Mail] = set()
         """Bytes of the longest mail it takes, as it last said; None while it did not say (RFC 1870, SMTP-14)."""
         self._settings = settings
         self._hostname = hostname
@@ -144,10 +145,18 @@ class Relay:
             replies = {one: await self._recipient(client, one, mail) for one in mail.recipients}
             if not any(reply.good for reply in replies.values()):
                 return Submission(tuple(replies.items()))
-            final = await self._content(client, writer, mail.content)
+            self._begun.add(mail)
+            try:
+                final = await self._content(client, writer, mail.content)
+            finally:
+                self._begun.discard(mail)
             if final is None:
                 return Submission((), doubtful=True)
             return Submission(tuple((one, final if reply.good else reply) for one, reply in replies.items()))
+
+    def has_begun(self, mail: Mail) -> bool:
+        """Whether the relay may have something of a mail that is being submitted."""
+        return mail in self._begun
 
     # The session
 

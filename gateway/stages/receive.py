@@ -14,16 +14,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 from sqlalchemy import Connection
 
 from gateway.config import Configuration, Limits
-from gateway.core import header, partial, reader, routing
+from gateway.core import dsn, header, partial, reader, routing
+from gateway.core.coercion import Coercion, Rule
 from gateway.core.reader import Rules
 from gateway.errors import GatewayError, RefusedError, WorkerError
-from gateway.ledger import fragments, messages
+from gateway.ledger import fragments, messages, submissions
 from gateway.ledger.fragments import Caps, Piece, Source, Standing
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.spool import Draft, Spool
@@ -55,6 +56,9 @@ PROTECTION_NOT_CHECKED: Final = "protection-not-checked"
 MAILBOXES: Final = ("imap.", "pop3.")
 """How the doors begin at which nobody can be refused."""
 
+RULES_DIFFER: Final = "rules-differ"
+"""The code of a message whose routes would change its data sets in different ways."""
+
 POLITE: Final = 1.0
 """Seconds that reading steps back at most while messages are being taken in: their senders wait for an answer."""
 
@@ -82,7 +86,19 @@ def book(configuration: Configuration) -> routing.Book:
         for name, one in configuration.partner.items()
     )
     routes = tuple(
-        routing.Route(one.name, one.from_, one.to, one.mailbox, one.store, one.urgent, one.late)
+        routing.Route(
+            one.name,
+            one.from_,
+            one.to,
+            one.mailbox,
+            one.store,
+            one.urgent,
+            one.late,
+            one.patient_mismatch,
+            Rule(one.issuer, one.prefix, one.accession == "clear"),
+            one.bare_dicom,
+            one.uuencode,
+        )
         for one in configuration.route
         if one.store
     )
@@ -92,8 +108,26 @@ def book(configuration: Configuration) -> routing.Book:
     return routing.Book(partners, routes, tuple(own))
 
 
-def rules(limits: Limits) -> Rules:
-    """What the reader may do, from the limits."""
+def rules(
+    limits: Limits, decision: routing.Decision | None = None, *, system: str = "", moment: datetime | None = None
+) -> Rules:
+    """What the reader may do and must change, from the limits and the routes that a message takes.
+
+    Routes that differ in a permission give it only together: what one of them would not take is held.
+
+    Args:
+        limits: Of the configuration.
+        decision: Which routes; None: none.
+        system: Our name, which goes on record with what is changed.
+        moment: When, likewise. Without it nothing is changed.
+    """
+    routes = decision.routes if decision else ()
+    coercion = None
+    if decision and moment and routes and routes[0].coerce and not decision.is_contradictory:
+        coercion = Coercion(routes[0].coerce, moment, system, decision.partner.name if decision.partner else "")
+    mismatch: Literal["hold", "urgent", "accept"] = "accept"
+    if not routes or any(route.patient_mismatch == "hold" for route in routes):
+        mismatch = "urgent" if decision and decision.urgent else "hold"
     return Rules(
         parts=limits.parts,
         depth=limits.depth,
@@ -101,6 +135,10 @@ def rules(limits: Limits) -> Rules:
         instance=limits.instance,
         unpacked=limits.unpacked,
         ratio=limits.ratio,
+        bare_dicom=bool(routes) and all(route.bare_dicom for route in routes),
+        uuencode=bool(routes) and all(route.uuencode for route in routes),
+        patient_mismatch=mismatch,
+        coercion=coercion,
     )
 
 
@@ -134,7 +172,7 @@ def judge(reading: Reading, decision: routing.Decision) -> Verdict:
     go on, and nothing is dropped (AMB-40).
     """
     if reading.instances and decision.routes:
-        return Verdict(problem=problem(reading))
+        return Verdict(held=RULES_DIFFER) if decision.is_contradictory else Verdict(problem=problem(reading))
     if reading.instances and decision.partner is not None:
         return Verdict(held="no-route")  # images sent to an address of ours for reports: a person decides
     if reading.kind == "partial" and (decision.routes or decision.partner is not None):
@@ -355,7 +393,7 @@ class Receive:
         began = time.monotonic()
         draft = self.spool.draft()
         try:
-            reading = without_repetitions(await self._read(message, rules(self.configuration.limits), draft.path))
+            reading = without_repetitions(await self._read(message, self._rules(decision), draft.path))
         except BaseException:
             draft.discard()
             raise
@@ -425,24 +463,37 @@ class Receive:
 
     # What follows from a reading
 
+    def _rules(self, decision: routing.Decision) -> Rules:
+        limits, name = self.configuration.limits, self.configuration.gateway.name
+        return rules(limits, decision, system=name, moment=self._clock())
+
     async def _decide(
         self, row: messages.Row, decision: routing.Decision, reading: Reading, draft: Draft, began: float
     ) -> None:
         verdict = judge(reading, decision)
-        blob = None
-        if reading.instances and decision.routes:
+        blob, destinations = None, decision.destinations
+        told = await self._told(row) if reading.kind == "report" else None
+        if reading.instances and destinations and not verdict.held:
             blob = await self.spool.commit(draft, ".dcm")
         else:
             draft.discard()
+            destinations = ()
         seconds = time.monotonic() - began
-        read = messages.Read(
-            reading, blob, decision.destinations, verdict.refused, verdict.held, verdict.problem, seconds
-        )
+        read = messages.Read(reading, blob, destinations, verdict.refused, verdict.held, verdict.problem, seconds)
         now = datetime.now(UTC)
-        taken = await self.ledger.write(lambda c: messages.decide(c, row.id, read, now))
+
+        def change(connection: Connection) -> bool:
+            about = submissions.report(connection, told, row.id, now) if told else None
+            return messages.decide(connection, row.id, replace(read, matched=about) if about else read, now)
+
+        taken = await self.ledger.write(change)
         if not taken and blob is not None:
             self.spool.remove(blob)  # a person was quicker
         log.info("read", id=row.id, kind=reading.kind, instances=len(reading.instances), seconds=round(seconds, 3))
+
+    async def _told(self, row: messages.Row) -> dsn.Told | None:
+        """What a report says of a mail; what comes back with it is ours, and nothing new (R25)."""
+        return await asyncio.to_thread(dsn.read, Span(self.spool.path(row.blob), 0, row.size))
 
     async def _failed(self, row: messages.Row, error: Exception) -> datetime | None:
         now = datetime.now(UTC)

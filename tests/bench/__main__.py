@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("acceptance", "reading", "sending", "creating", "footprint")
+BENCHES = ("acceptance", "reading", "sending", "forwarding", "creating", "footprint")
 
 
 def main() -> int:

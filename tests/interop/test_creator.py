@@ -86,7 +86,7 @@ def members() -> Iterator[Member]:
         except part10.Problem:
             continue
         source = Stored(lambda at, size, data=data: data[at : at + size], data, len(data))  # type: ignore[misc]
-        judged = part10.judge(meta, source, 1 << 30)
+        judged = part10.judge(meta, source, len(data), 1 << 30)
         if judged.held or judged.is_directory or judged.sop_instance in known:
             continue
         known.add(judged.sop_instance)

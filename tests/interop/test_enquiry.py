@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dcmqrscp import Dcmqrscp
 from orthanc import Orthanc
 from peer import Peer as Program
 from peer import program
@@ -35,23 +36,6 @@ pytestmark = pytest.mark.peer
 
 SOURCE = Path(str(get_testdata_file("CT_small.dcm")))
 TIMEOUT = 10.0
-
-
-class Dcmqrscp(Program):
-    """DCMTK's archive."""
-
-    title = "DCMQRSCP"
-
-    def command(self) -> list[str]:
-        store = self.folder / "store"
-        store.mkdir(exist_ok=True)
-        path = self.folder / "dcmqrscp.cfg"
-        path.write_text(
-            f"NetworkTCPPort = {self.port}\nMaxPDUSize = 16384\nMaxAssociations = 16\nHostTable BEGIN\nHostTable END\n"
-            "VendorTable BEGIN\nVendorTable END\nAETable BEGIN\n"
-            f"{self.title} {store} RW (200, 1024mb) ANY\nAETable END\n"
-        )
-        return [program("dcmqrscp"), "-c", str(path)]
 
 
 def study(folder: Path, count: int) -> tuple[list[Queued], list[Wanted]]:

@@ -179,6 +179,29 @@ def test_an_abort_of_the_provider_has_its_own_name(body: bytes, name: str) -> No
     assert dimse.Pdu(dimse.A_ABORT, body).name == name
 
 
+def test_a_response_repeats_the_request_and_says_why() -> None:
+    """PS3.7 §9.3.1.2: field, message, UIDs as they came, status, and a comment of at most 64 characters."""
+    request = dimse.read_command(3, dimse.store_request(5, "1.2", "1.2.3"))
+    assert dimse.has_data_set(request)
+    answer = dimse.read_command(3, dimse.response(request, 0xC000, "x" * 70))
+    assert not dimse.has_data_set(answer)
+    assert (answer.field, answer.answers, answer.status) == (0x8001, 5, 0xC000)
+    assert (answer.text(0x0002), answer.text(0x1000)) == ("1.2", "1.2.3")
+    assert answer.command[0x0902] == b"x" * 64
+    bare = dimse.read_command(1, dimse.response(dimse.read_command(1, dimse.echo_request(1)), 0, "abc"))
+    assert 0x1000 not in bare.command
+    assert bare.command[0x0902] == b"abc "
+    assert 0x0902 not in dimse.read_command(1, dimse.response(request, 0)).command
+
+
+def test_a_rejection_and_an_abort_say_who_and_why() -> None:
+    """PS3.8 §9.3.4, §9.3.8."""
+    assert dimse.rejection(1, 1, 7) == bytes.fromhex("0300 00000004 00 01 01 07")
+    assert dimse.provider_abort("") == bytes.fromhex("0700 00000004 0000 02 00")
+    reasons = [dimse.provider_abort(wrong)[-1] for wrong in (dimse.UNRECOGNISED, dimse.UNEXPECTED, "anything else")]
+    assert reasons == [1, 2, 6]
+
+
 # Whole messages
 
 
