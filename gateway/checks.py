@@ -1,11 +1,13 @@
 """Live tests behind ``dicom-mail check`` and ``dicom-mail echo``: is everything there that the gateway needs.
 
-Every test is one line that a person can act on. Nothing is changed: no folder made, no schema migrated, no image sent.
-What the configuration alone tells comes first; then the machine and the peers are asked.
+Every test is one line that a person can act on. Nothing is changed: no schema migrated, no image sent, and folders of
+a mailbox are made only when somebody asks for it. What the configuration alone tells comes first; then the machine and
+the peers are asked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -14,6 +16,7 @@ import shutil
 import socket
 import ssl
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,15 +33,20 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway import control, keys, service
 from gateway.config import ApplicationEntity, Configuration, Listen, advice
-from gateway.core import contexts
+from gateway.core import contexts, mailbox
 from gateway.edges import storescu
-from gateway.errors import ConfigurationError, GatewayError, PeerUnreachableError
+from gateway.edges.imap import ImapMailbox
+from gateway.edges.pop3 import PopMailbox
+from gateway.errors import ConfigurationError, GatewayError, MailboxError, PeerUnreachableError
 from gateway.ledger import ledger
 from gateway.model import Outcome
 from gateway.users import Users
 
 ECHO_PATIENCE: Final = 15.0
 """Seconds for each step of a C-ECHO at most, whatever the destination's own time-out: a person is waiting."""
+
+MAILBOX_PATIENCE: Final = 45.0
+"""Seconds for a login and a look at the folders."""
 
 NAMED_REFUSALS: Final = 5
 """Storage classes that are named when a destination refuses them; more are counted."""
@@ -127,13 +135,13 @@ def review(configuration: Configuration) -> Iterator[Check]:
         yield Check(Mark(one.level), one.key, one.what, one.do)
 
 
-def check(configuration: Configuration) -> Iterator[Check]:
+def check(configuration: Configuration, *, make_folders: bool = False) -> Iterator[Check]:
     """Say what the configuration tells, then test everything live; yield what is found as it is found."""
     yield from review(configuration)
-    yield from live(configuration)
+    yield from live(configuration, make_folders=make_folders)
 
 
-def live(configuration: Configuration) -> Iterator[Check]:
+def live(configuration: Configuration, *, make_folders: bool = False) -> Iterator[Check]:
     """Test what the gateway needs: its folder, ledger, doors, certificates, users, destinations and queue."""
     owner = _owner(configuration.gateway.data)
     yield Check(Mark.OK, "gateway", f"runs as process {owner}" if owner else "does not run now")
@@ -143,7 +151,7 @@ def live(configuration: Configuration) -> Iterator[Check]:
         yield _door(key, listen, owner)
     yield from _certificates(configuration)
     yield from _users(configuration)
-    yield from echo(configuration)
+    yield from echo(configuration, make_folders=make_folders)
     yield from accepted(configuration)
     yield from _queue(configuration)
 
@@ -410,17 +418,19 @@ def _users(configuration: Configuration) -> Iterator[Check]:
 # Peers
 
 
-def echo(configuration: Configuration, name: str | None = None) -> Iterator[Check]:
-    """Ask destinations whether they are there by C-ECHO (NET-20), all at once, and yield their answers in order.
+def echo(configuration: Configuration, name: str | None = None, *, make_folders: bool = False) -> Iterator[Check]:
+    """Ask destinations whether they are there by C-ECHO (NET-20), all at once, and log in to mailboxes.
 
     Args:
         configuration: Names them.
         name: One of them; None for all, and for what else is configured to be called.
+        make_folders: Make the folders that a mailbox lacks.
     """
     names = list(configuration.ae) if name is None else [name]
     for found in _each(_ask, configuration, names):
         yield from found
     if name is None:
+        yield from _mailboxes(configuration, make_folders=make_folders)
         yield from _not_called(configuration)
 
 
@@ -499,12 +509,67 @@ def _acceptance(subject: str, count: int, missing: Sequence[str], taken: Sequenc
     return Check(Mark.OK, subject, text)
 
 
+def _mailboxes(configuration: Configuration, *, make_folders: bool) -> Iterator[Check]:
+    """Log in to the mailboxes, all at once, and look for their folders (IMAP-6, R3)."""
+
+    async def ask() -> list[list[Check]]:
+        boxes = service.mailboxes_of(configuration)
+        return await asyncio.gather(*(_log_in(door, box, make_folders) for door, box in boxes.items()))
+
+    if configuration.imap or configuration.pop3:
+        for found in asyncio.run(ask()):
+            yield from found
+
+
+async def _log_in(door: str, box: ImapMailbox | PopMailbox, make_folders: bool) -> list[Check]:
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(MAILBOX_PATIENCE):
+            if isinstance(box, PopMailbox):
+                session = await box.open()
+                await session.close()
+                return [Check(Mark.OK, door, _logged_in(box.settings.host, began))]
+            return await _folders(door, box, began, make_folders)
+    except TimeoutError:
+        return [Check(Mark.NO_ANSWER, door, "does not answer", mailbox.REMEDY[mailbox.State.SILENT])]
+    except MailboxError as error:
+        state = mailbox.State(error.state)
+        mark = Mark.NO_ANSWER if state in _NO_ANSWER else Mark.PROBLEM
+        return [Check(mark, door, error.text, mailbox.REMEDY[state])]
+
+
+_NO_ANSWER: Final = frozenset({mailbox.State.UNREACHABLE, mailbox.State.SILENT})
+
+
+async def _folders(door: str, box: ImapMailbox, began: float, make_folders: bool) -> list[Check]:
+    session = await box.log_in()
+    found = [Check(Mark.OK, door, _logged_in(box.settings.host, began))]
+    try:
+        await session.find_folders()
+        for key in ("folder", "done", "failed"):
+            subject, name = f"{door}.{key}", getattr(box.settings, key)
+            if session.folders[key] is not None:
+                found.append(Check(Mark.OK, subject, f"{session.folders[key]} is there"))
+            elif make_folders and key != "folder":
+                await session.create(key)
+                found.append(Check(Mark.OK, subject, f"{session.folders[key]} was made"))
+            else:
+                do = "name another one" if key == "folder" else "dicom-mail check --make-folders"
+                found.append(Check(Mark.PROBLEM, subject, f"there is no folder {name}", do))
+    except MailboxError as error:
+        found.append(Check(Mark.PROBLEM, door, error.text, mailbox.REMEDY[mailbox.State(error.state)]))
+    finally:
+        await session.close()
+    return found
+
+
+def _logged_in(host: str, began: float) -> str:
+    return f"logged in at {host} in {(time.monotonic() - began) * 1000:.0f} ms"
+
+
 def _not_called(configuration: Configuration) -> Iterator[Check]:
-    subjects = [f"imap.{name}" for name in configuration.imap] + [f"pop3.{name}" for name in configuration.pop3]
     if configuration.relay is not None:
-        subjects.append("relay")
-    for subject in subjects:
-        yield Check(Mark.WARNING, subject, "not asked: that is not built yet")
+        yield Check(Mark.WARNING, "relay", "not asked: that is not built yet")
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -226,6 +226,7 @@ def _entity(text: str) -> ApplicationEntity:
 def check(
     context: typer.Context,
     offline: Annotated[bool, typer.Option("--offline", help="The configuration alone; call nobody.")] = False,
+    make_folders: Annotated[bool, typer.Option("--make-folders", help="Make folders that a mailbox lacks.")] = False,
     as_json: AsJson = False,
     config: Config = None,
 ) -> int:
@@ -237,7 +238,9 @@ def check(
     from gateway import checks
 
     configuration = _configuration(context, config)
-    return _report(checks.review(configuration) if offline else checks.check(configuration), as_json)
+    if offline:
+        return _report(checks.review(configuration), as_json)
+    return _report(checks.check(configuration, make_folders=make_folders), as_json)
 
 
 @app.command(epilog="Example: dicom-mail echo pacs")

@@ -59,6 +59,18 @@ class RelayError(PeerUnreachableError):
         self.lasting = lasting
 
 
+class MailboxError(PeerUnreachableError):
+    """A mailbox cannot be used now.
+
+    Attributes:
+        state: What is the matter, as one of ``core.mailbox.State``.
+    """
+
+    def __init__(self, text: str, state: str, *, hint: str = "") -> None:
+        super().__init__(text, hint=hint)
+        self.state = state
+
+
 class FolderInUseError(GatewayError):
     """Another process owns the data folder."""
 

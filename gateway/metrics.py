@@ -5,7 +5,7 @@ Numbers of the ledger are taken every few seconds and served from memory: a scra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,9 +14,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway import __version__, logs
+from gateway.core.mailbox import State
 from gateway.edges import storescp
 from gateway.edges.smtp import Counters
 from gateway.ledger.inventory import Census
+from gateway.stages.poll import Poll
 
 PREFIX: Final = "dicom_mail_"
 
@@ -33,12 +35,14 @@ class Readings:
         free_bytes: Of the disk under the data folder.
         heartbeat: Seconds since the epoch of the last look: an alarm watches that it moves.
         doors: By name, whether each is open.
+        polls: Of the mailboxes.
     """
 
     census: Census | None = None
     free_bytes: int = 0
     heartbeat: float = 0.0
     doors: dict[str, bool] = field(default_factory=dict)
+    polls: list[Poll] = field(default_factory=list)
 
 
 class LedgerCollector(Collector):
@@ -68,6 +72,7 @@ class LedgerCollector(Collector):
         yield _gauge("door_open", "Whether a door is open.", ["door"], _named(readings.doors))
         if readings.census is not None:
             yield from _of_the_ledger(readings.census)
+        yield from _of_the_mailboxes(readings.polls)
         counters = self._counters()
         if counters is not None:
             yield from _of_the_door(counters)
@@ -109,6 +114,23 @@ def _of_the_ledger(census: Census) -> Iterable[Metric]:
     yield _gauge("destination_paused", "Whether a person paused it.", ["destination"], _named(census.paused))
     yield _gauge("notices_open", "Things that a person should look at.", ["kind"], _named(census.notices))
     yield _gauge("tickets", "Rows that wait to be looked at.", ["stage"], _named(census.tickets))
+
+
+def _of_the_mailboxes(polls: Sequence[Poll]) -> Iterable[Metric]:
+    def each(value: Callable[[Poll], float]) -> list[tuple[tuple[str, ...], float]]:
+        return [((one.rules.door, one.state), value(one)) for one in polls]
+
+    def count(name: str, what: str, value: Callable[[Poll], float]) -> Metric:
+        return _counter(name, what, ["mailbox"], [((one.rules.door,), value(one)) for one in polls])
+
+    labels = ["mailbox", "state"]
+    yield _gauge("mailbox_up", "Whether a mailbox is well.", labels, each(lambda one: one.state is State.OK))
+    since = "When its present state began, since the epoch."
+    yield _gauge("mailbox_state_since_seconds", since, labels, each(lambda one: one.since))
+    yield count("mailbox_taken", "Mails of a mailbox that became items.", lambda one: one.counters.taken)
+    yield count("mailbox_repeated", "Mails whose content was known.", lambda one: one.counters.repeated)
+    yield count("mailbox_too_big", "Mails over a limit, moved to failed.", lambda one: one.counters.too_big)
+    yield count("mailbox_fetched_bytes", "Bytes of mails that were fetched.", lambda one: one.counters.bytes)
 
 
 def _of_the_door(counters: Counters) -> Iterable[Metric]:

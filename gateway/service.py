@@ -23,16 +23,20 @@ from sqlalchemy import Connection, delete, insert, select
 from gateway import control, keys, logs, metrics, watchdog
 from gateway.config import ApplicationEntity, ClientTls, Configuration, advice, load, restart_needed
 from gateway.core import commitment, contexts, query, reader, transcode, unsealing
+from gateway.core.mailbox import State
 from gateway.edges import storescu
 from gateway.edges.console import HttpDoor
+from gateway.edges.imap import ImapMailbox, Proof
+from gateway.edges.oauth import Tokens
 from gateway.edges.page import Pager
+from gateway.edges.pop3 import PopMailbox
 from gateway.edges.smtp import Limits, SmtpDoor
 from gateway.edges.storescp import Limits as InstanceLimits
 from gateway.edges.storescp import StorageScpDoor
 from gateway.edges.submission import Relay
 from gateway.edges.worker import Workers
-from gateway.errors import ConfigurationError, GatewayError
-from gateway.ledger import deliveries, inventory, janitor, messages, notices, submissions, tickets
+from gateway.errors import ConfigurationError, GatewayError, MailboxError
+from gateway.ledger import deliveries, inventory, janitor, mailboxes, messages, notices, submissions, tickets
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger, Lock, connect, demand_health
 from gateway.ledger.spool import Spool
@@ -40,6 +44,7 @@ from gateway.ledger.tables import fact
 from gateway.ledger.tickets import Carrier, Kind
 from gateway.model import Reading, Span
 from gateway.stages.compose import Compose
+from gateway.stages.poll import Poll, Rules
 from gateway.stages.receive import Receive
 from gateway.stages.report import Report
 from gateway.stages.store import Store
@@ -187,6 +192,35 @@ def server_tls(certificate: Path, key_file: Path, ca: Path | None = None) -> ssl
     return context
 
 
+def mailboxes_of(configuration: Configuration) -> dict[str, ImapMailbox | PopMailbox]:
+    """The configured mailboxes, by their section."""
+    found: dict[str, ImapMailbox | PopMailbox] = {}
+    for name, section in configuration.imap.items():
+        tokens = None
+        if section.oauth is not None:
+            tokens = Tokens(section.oauth, configuration.gateway.data / "tokens" / f"imap.{name}")
+        found[f"imap.{name}"] = ImapMailbox(section, partial(_proof, section.password_file, tokens))
+    for name, pop in configuration.pop3.items():
+        found[f"pop3.{name}"] = PopMailbox(pop, partial(_password, pop.password_file))
+    return found
+
+
+async def _proof(password_file: Path | None, tokens: Tokens | None) -> Proof:
+    if tokens is not None:
+        return Proof(await tokens.get(), bearer=True)
+    assert password_file is not None
+    return Proof(await _password(password_file))
+
+
+async def _password(path: Path) -> str:
+    """Read a password, anew for each login: a person may have changed it."""
+    try:
+        return (await asyncio.to_thread(path.read_text, "utf-8")).rstrip("\r\n")
+    except (OSError, UnicodeError) as error:
+        text = f"password_file cannot be read: {type(error).__name__}"
+        raise MailboxError(text, State.LOGIN_REFUSED) from None
+
+
 def _dicom_door(configuration: Configuration) -> dict[str, Any]:
     """What the DICOM door needs of other sections, and its certificates."""
     assert configuration.storescp is not None
@@ -229,6 +263,7 @@ class Service:
         self._paging = False
         self._asking_idle = False
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._polling: list[asyncio.Task[None]] = []
         self._smtp: SmtpDoor | None = None
         self._storescp: StorageScpDoor | None = None
         self._users: Users | None = None
@@ -395,7 +430,29 @@ class Service:
             await self._storescp.open()
             stack.push_async_callback(self._storescp.close, 0.0)
             self.readings.doors["storescp"] = True
+        await self._open_mailboxes()
         self.pager = Pager(configuration.notice, configuration.gateway.name)
+
+    async def _open_mailboxes(self) -> None:
+        configuration, now = self.configuration, datetime.now(UTC)
+        boxes = mailboxes_of(configuration)
+        await self.ledger.write(lambda c: mailboxes.retire(c, boxes, now))
+        claim = await self.ledger.write(mailboxes.claim)
+        limits = configuration.limits
+        for door, box in boxes.items():
+            kind, _, name = door.partition(".")
+            section = configuration.imap[name] if kind == "imap" else configuration.pop3[name]
+            rules = Rules(
+                door,
+                section.address,
+                section.other,
+                section.poll.total_seconds(),
+                limits.message,
+                limits.header,
+                getattr(section, "failed", "the mailbox"),
+                claim,
+            )
+            self.readings.polls.append(Poll(rules, box, self.ledger, self.receive))
 
     async def _open_http(self, stack: contextlib.AsyncExitStack, door: HttpDoor) -> None:
         await door.open()
@@ -438,6 +495,7 @@ class Service:
         carrying = asyncio.create_task(self.carrier.run(), name="carrier")
         looking = asyncio.create_task(self._look_around(), name="look-around")
         watchdog.ready()
+        self._polling = [asyncio.create_task(one.run(), name=one.rules.door) for one in self.readings.polls]
         log.info("ready", count=len(self.readings.doors))
         self.ready.set()
         stop = asyncio.create_task(self.stopping.wait())
@@ -454,6 +512,9 @@ class Service:
         self.store.stop()
         self.submit.stop()
         self.carrier.pause()
+        for task in self._polling:
+            task.cancel()  # what was not taken lies where it lay
+        await asyncio.gather(*self._polling, return_exceptions=True)
         if self._smtp is not None:
             await self._smtp.close(min(patience, LAST_WORDS))
         if self._storescp is not None:

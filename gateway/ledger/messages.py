@@ -331,6 +331,17 @@ def note_protection(connection: Connection, key: str, protection: Mapping[str, A
     connection.execute(update(message).where(message.c.id == key).values(protection=dict(protection)))
 
 
+def refuse_stranger(connection: Connection, key: str, code: str, text: str, now: datetime) -> bool:
+    """Refuse a message that had neither partner nor route when it came; tell whether it was one, and open."""
+    mine = (message.c.id == key) & (message.c.outcome == Outcome.WAITING) & (message.c.stage == Stage.RECEIVE)
+    row = connection.execute(select(message.c.partner, message.c.routes).where(mine)).one_or_none()
+    if row is None or row.partner is not None or row.routes:
+        return False
+    tell(connection, now, "refused", text, message=key)
+    _close_whole(connection, key, Outcome.REFUSED, code, now)
+    return True
+
+
 def count_try(connection: Connection, key: str, text: str, now: datetime) -> int:
     """Count a RECEIVE that failed for a reason of ours, and return how many there were."""
     connection.execute(update(message).where(message.c.id == key).values(tries=message.c.tries + 1))

@@ -122,6 +122,7 @@ message = _table(
     Index(None, "message_id", "body_sha256"),
     Index(None, "received_at"),
     Index(None, "duplicate_of"),
+    Index(None, "sha256"),
     Index("ix_message_open", "stage", sqlite_where=_OPEN, postgresql_where=_OPEN),
 )
 
@@ -305,6 +306,38 @@ notice = _table(
         sqlite_where=text("closed_at IS NULL"),
         postgresql_where=text("closed_at IS NULL"),
     ),
+)
+
+mailbox = _table(
+    "mailbox",
+    Column("door", String(80), primary_key=True),
+    Column("state", String(20), nullable=False),
+    Column("since", Moment, nullable=False),
+    Column("looked_at", Moment),  # when it was last seen to be well
+    Column("text", Text, nullable=False),
+)
+
+mailbox_folder = _table(
+    "mailbox_folder",
+    Column("id", _Serial, primary_key=True),
+    Column("server", String(255), nullable=False),
+    Column("account", String(255), nullable=False),
+    Column("folder", String(255), nullable=False),
+    Column("validity", BigInteger, nullable=False),  # UIDVALIDITY; 0 by POP3
+    UniqueConstraint("server", "account", "folder", "validity"),
+)
+
+mailbox_mail = _table(
+    "mailbox_mail",
+    Column("folder", _Serial, ForeignKey("mailbox_folder.id"), primary_key=True, autoincrement=False),
+    Column("uid", String(80), primary_key=True),  # UID, or UIDL
+    Column("size", BigInteger, nullable=False),  # as the server said it
+    Column("stamp", String(40), nullable=False),  # INTERNALDATE: another one means that the UID was used again
+    Column("sha256", String(64), nullable=False, index=True),  # empty: never fetched
+    Column("message", String(32)),  # the item; its row may be purged before this one
+    Column("filing", String(6), nullable=False),
+    Column("at", Moment, nullable=False),
+    Index(None, "folder", "filing"),
 )
 
 ticket = _table(

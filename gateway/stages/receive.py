@@ -62,6 +62,9 @@ ASK_AGAIN: Final = timedelta(minutes=15)
 PATIENCE: Final = timedelta(hours=24)
 """How long such a message waits for a CRL before it is held."""
 
+MAILBOXES: Final = ("imap.", "pop3.")
+"""How the doors begin at which nobody can be refused."""
+
 RULES_DIFFER: Final = "rules-differ"
 """The code of a message whose routes would change its data sets in different ways."""
 
@@ -339,7 +342,7 @@ class Receive:
         now = datetime.now(UTC)
         try:
             fields = header.parse(digest.header)
-            decision = routing.decide(self.book, envelope, fields, self.configuration.gateway.name)
+            decision = self._welcome(envelope, fields)
             self.demand_room(0)
         except BaseException:
             draft.discard()
@@ -362,6 +365,15 @@ class Receive:
         first = await self.ledger.write_together(messages.accept, arrival)
         log.info("accepted", id=key, size=digest.size, door=envelope.door, duplicate_of=first)
         return key
+
+    def _welcome(self, envelope: Envelope, fields: Header) -> routing.Decision:
+        """Decide what comes of a message. Only a peer can be refused: what lies in a mailbox ends as an item."""
+        try:
+            return routing.decide(self.book, envelope, fields, self.configuration.gateway.name)
+        except RefusedError:
+            if not envelope.door.startswith(MAILBOXES):
+                raise
+            return routing.Decision(None, None, ())
 
     # What the carrier calls
 
@@ -415,6 +427,8 @@ class Receive:
         try:
             decision = routing.decide(self.book, envelope, head.fields, self.configuration.gateway.name)
         except RefusedError:
+            if envelope.door.startswith(MAILBOXES) and await self._refuse(row.id):
+                return None
             # It was welcome when it came; the configuration has changed since.
             await self._hold(row.id, "no-route", "no route takes it any more")
             return None
@@ -588,6 +602,12 @@ class Receive:
             await self._hold(row.id, "unreadable", f"{text}, {STRANGE} times")
             return None
         return now + NEXT_TRY
+
+    async def _refuse(self, key: str) -> bool:
+        """Refuse a mail from a mailbox that nobody waits for and never did; tell whether it was one."""
+        now = datetime.now(UTC)
+        text = "no partner and no route for its sender"
+        return await self.ledger.write(lambda c: messages.refuse_stranger(c, key, "not-dicom", text, now))
 
     async def _hold(self, key: str, code: str, text: str, protection: Protection | None = None) -> None:
         now = datetime.now(UTC)

@@ -345,7 +345,7 @@ def test_live_checks_decide_the_exit_code(
     config: str, monkeypatch: pytest.MonkeyPatch, found: list[Check], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """0 good, 1 a problem, 3 only a peer is unreachable."""
-    monkeypatch.setattr(checks, "live", lambda _configuration: iter(found))
+    monkeypatch.setattr(checks, "live", lambda _configuration, **_: iter(found))
     assert cli.perform(["check", "--config", config]) == code
     shown = capsys.readouterr().out
     assert all(f"{one.mark:<9}  {one.subject}" in shown for one in found)
@@ -359,7 +359,7 @@ def test_problem_in_the_configuration_outweighs_a_silent_peer(
 ) -> None:
     """3 means that only a peer is unreachable."""
     (tmp_path / "smtp-users").unlink()
-    monkeypatch.setattr(checks, "live", lambda _configuration: iter([Check(Mark.NO_ANSWER, "ae.pacs", "refused")]))
+    monkeypatch.setattr(checks, "live", lambda _configuration, **_: iter([Check(Mark.NO_ANSWER, "ae.pacs", "refused")]))
     assert cli.perform(["check", "--config", config]) == 1
 
 

@@ -557,12 +557,6 @@ def test_encrypted_volume_is_known_through_what_it_is_built_on(tmp_path: Path, u
         (INBOUND + '[console]\nusers_file = "users"', "console.users_file", False),
         (INBOUND.replace("accept", 'receipt = "15m"\naccept') + OUTBOUND, "partner.clinic-a.receipt", True),
         (INBOUND.replace("accept", 'receipt = "15m"\naccept'), "partner.clinic-a.receipt", False),
-        (
-            INBOUND + 'mailbox = "x"\n[imap.x]\nhost = "mail"\nuser = "u"\npassword_file = "gateway.toml"',
-            "imap.x",
-            True,
-        ),
-        (INBOUND + '[pop3.x]\nhost = "mail"\nuser = "u"\npassword_file = "gateway.toml"', "pop3.x", False),
     ],
 )
 def test_what_is_not_built_is_named_and_blocks_what_depends_on_it(

@@ -1,0 +1,146 @@
+"""IMAP servers with moods: whatever they do, every mail becomes exactly one item (R1, R2, R3, R4)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fragments import Gateway
+from mailboxes import items, polling, text_mail, until
+from rows import configuration
+from scripted_imap import Mood, ScriptedImap
+
+from gateway.core import mailbox
+from gateway.core.mailbox import State
+from gateway.edges.imap import Deadlines, ImapMailbox, Proof
+from gateway.errors import MailboxError
+from gateway.stages.poll import Poll, Rules
+
+LARGE = text_mail(1) + b"\r\n".join([b"x" * 76] * 20_000) + b"\r\n"
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
+    """RECEIVE with the real reader; troubles are forgotten quickly."""
+    monkeypatch.setattr(mailbox, "FIRST_WAIT", timedelta(milliseconds=20))
+    made = Gateway(tmp_path, configuration(tmp_path))
+    yield made
+    made.close()
+
+
+def box(server: ScriptedImap, *, token: str = "") -> ImapMailbox:
+    async def proof() -> Proof:
+        return Proof(token or "secret", bearer=bool(token))
+
+    values = {"host": "127.0.0.1", "port": server.port, "tls": "none", "user": "gw"}
+    settings = SimpleNamespace(**values, folder="INBOX", done="Done", failed="Failed")
+    return ImapMailbox(settings, proof, Deadlines(1, 1, 1, 0.2))  # type: ignore[arg-type]
+
+
+def poll(gateway: Gateway, server: ScriptedImap, message: int = 1 << 30) -> Poll:
+    rules = Rules("imap.a", "pacs@gw.example", "move", 0.2, message, 1 << 20, "Failed", "DicomMail-a")
+    return Poll(rules, box(server), gateway.ledger, gateway.receive)
+
+
+def spooled(gateway: Gateway) -> list[bytes]:
+    return sorted(path.read_bytes() for path in gateway.spool.root.rglob("*.eml"))
+
+
+async def test_a_cut_download_goes_on_where_it_was(gateway: Gateway) -> None:
+    """Cut twice in the middle: every byte crosses once, and the mail is whole (IMAP-4)."""
+    async with ScriptedImap({5: LARGE}, Mood(cut_after=[700_000, 500_000])) as server:
+        one = poll(gateway, server)
+        async with polling(one):
+            await until(lambda: server.moved)
+        assert one.counters.resumed == 2
+        assert server.sent == len(LARGE)
+    assert spooled(gateway) == [LARGE]
+    assert len(await items(gateway)) == 1
+
+
+@pytest.mark.parametrize(
+    "mood",
+    [
+        Mood(noise=3000),
+        Mood(late_uid=True),
+        Mood(size_lie=-50),
+        Mood(size_lie=100_000),
+        Mood(bye=9),
+        Mood(capability="IMAP4rev1 MOVE"),
+        Mood(cut_at=["CAPABILITY", "SELECT", "UID SEARCH", "UID FETCH", "UID MOVE", "IDLE", "AUTHENTICATE", "LIST"]),
+        Mood(cut_after=[0, 1, 10, 80]),
+    ],
+    ids=["noise", "late uid", "too small", "too big", "bye", "little", "cut at each command", "cut in mails"],
+)
+async def test_every_mail_becomes_one_item_whatever_the_server_does(gateway: Gateway, mood: Mood) -> None:
+    """Whole, once, and moved only then."""
+    mails = {n * 3: text_mail(n) for n in range(1, 6)}
+    async with ScriptedImap(mails, mood) as server:
+        async with polling(poll(gateway, server)):
+            await until(lambda: len(server.moved) == 5)
+        assert set(server.moved.values()) == {"Done"}
+    assert sorted(await items(gateway)) == [f"<{n}@clinic-a.example>" for n in range(1, 6)]
+    assert spooled(gateway) == sorted(mails.values())
+
+
+async def test_another_mail_than_was_asked_for_is_not_taken(gateway: Gateway) -> None:
+    """The wrong UID is a state, not an item (R3)."""
+    async with ScriptedImap({5: text_mail(1)}, Mood(uid_lie=1)) as server:
+        one = poll(gateway, server)
+        async with polling(one):
+            await until(lambda: one.state is State.CONFUSED)
+        assert server.moved == {}
+    assert await items(gateway) == []
+
+
+async def test_a_mail_that_is_longer_than_was_said_is_moved_to_failed(gateway: Gateway) -> None:
+    """The limit holds for what comes, not for what was announced (R7)."""
+    async with ScriptedImap({5: LARGE, 6: text_mail(2)}, Mood(size_lie=-len(LARGE) + 500)) as server:
+        one = poll(gateway, server, message=10_000)
+        async with polling(one):
+            await until(lambda: len(server.moved) == 2)
+        assert server.moved == {5: "Failed", 6: "Done"}
+    assert await items(gateway) == ["<2@clinic-a.example>"]
+
+
+@pytest.mark.parametrize("command", ["CAPABILITY", "AUTHENTICATE", "SELECT", "UID SEARCH", "UID FETCH", "IDLE"])
+async def test_a_mute_server_is_noticed(gateway: Gateway, command: str) -> None:
+    """No command waits longer than its deadline, IDLE included (R3, R4)."""
+    async with ScriptedImap({5: text_mail(1)}, Mood(mute=command)) as server:
+        one = poll(gateway, server)
+        async with polling(one):
+            await until(lambda: one.state is State.SILENT)
+
+
+async def test_a_uid_that_is_used_again_is_another_mail(gateway: Gateway) -> None:
+    """Another size under a known UID: taken, not taken for processed (R2)."""
+    async with ScriptedImap({5: text_mail(1)}) as server, polling(poll(gateway, server)):
+        await until(lambda: server.moved)
+        server.mails[5] = text_mail(10)
+        await until(lambda: not server.mails)
+    assert sorted(await items(gateway)) == ["<10@clinic-a.example>", "<1@clinic-a.example>"]
+
+
+async def test_a_mail_moved_back_by_its_server_is_moved_again_without_a_download(gateway: Gateway) -> None:
+    """A filing that got lost is done again (IMAP-6)."""
+    async with ScriptedImap({5: text_mail(1)}) as server:
+        async with polling(poll(gateway, server)):
+            await until(lambda: server.moved)
+            server.mails[5] = text_mail(1)
+            await until(lambda: not server.mails)
+        assert server.sent == len(text_mail(1))
+    assert len(await items(gateway)) == 1
+
+
+@pytest.mark.parametrize("mechanism", ["OAUTHBEARER", "XOAUTH2"])
+@pytest.mark.parametrize("more", ["", " SASL-IR"])
+async def test_a_token_that_is_refused_is_a_state(mechanism: str, more: str) -> None:
+    """The JSON challenge is answered, so that the refusal comes (RFC 7628 §3.2.3, IMAP-11)."""
+    mood = Mood(capability=f"IMAP4rev1 AUTH={mechanism}{more}", refuse_bearer="no such words")
+    async with ScriptedImap({}, mood) as server:
+        with pytest.raises(MailboxError) as refused:
+            await box(server, token="old").open()
+        assert refused.value.state == State.TOKEN_EXPIRED
