@@ -203,7 +203,7 @@ def _path(
     except (ValueError, TypeError, KeyError, AttributeError, UnsupportedAlgorithm, RecursionError):
         # Hostile certificates make the library under certvalidator raise all of these.
         raise ProtectionError(Failure.MALFORMED, "its certificate cannot be read") from None
-    for issuer in path[:-1]:
+    for issuer in path[:-1]:  # every certificate that comes this far could be read
         usages = _extension(issuer, x509.ExtendedKeyUsage)
         if usages is not None and _PURPOSES.isdisjoint(usages):
             raise ProtectionError(Failure.EXTENDED_KEY_USAGE, "one of its issuers is not for mail")
@@ -212,14 +212,24 @@ def _path(
 
 def _on_the_way(certificate: x509.Certificate, pool: Iterable[x509.Certificate]) -> list[x509.Certificate]:
     """Only certificates by whose names a path could lead: what else comes in a message is not looked at."""
-    names = {certificate.issuer}
     chosen: list[x509.Certificate] = []
-    waiting = list(dict.fromkeys(pool))
-    while (more := [one for one in waiting if one.subject in names]) and len(chosen) < INTERMEDIATES:
+    waiting = [one for one in dict.fromkeys(pool) if one.subject != one.issuer]
+    below = [certificate]
+    while below and len(chosen) < INTERMEDIATES:
+        more = [one for one in waiting if any(_issued(one, lower) for lower in below)]
         chosen += more[: INTERMEDIATES - len(chosen)]
-        names = {one.issuer for one in more}
         waiting = [one for one in waiting if one not in more]
+        below = more
     return chosen
+
+
+def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    """Whether one signed the other: names alone could be made to fit in more ways than can be tried."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _load(certificate: x509.Certificate) -> asn1crypto.x509.Certificate:
