@@ -441,3 +441,34 @@ def test_nobody_to_encrypt_for_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ProtectionError) as caught:
         seal(tmp_path, Protection(None, (weak.certificate,)))
     assert caught.value.code is Failure.WEAK_KEY
+
+
+@pytest.mark.parametrize(
+    ("inner", "code"),
+    [(b"Anna <ANNA@clinic.test>", None), (b"eve@clinic.test", Failure.SENDER_ADDRESS_MISMATCH)],
+)
+@pytest.mark.parametrize("form", [b'text/plain; hp="cipher"\r\nHP-Outer: Subject: [...]', b"message/rfc822"])
+def test_fields_inside_the_protection_are_read_and_must_name_the_sender(
+    tmp_path: Path, inner: bytes, code: Failure | None, form: bytes
+) -> None:
+    """SMIME-26, SMIME-27."""
+    field = b"From: " + inner + b"\r\nSubject: secret\r\n"
+    head = b"Content-Type: " + form + b"\r\n"
+    entity = head + b"\r\n" + field + b"\r\nhi" if form == b"message/rfc822" else field + head + b"\r\nhi"
+    found = unseal(tmp_path, seal(tmp_path, Protection(identity(pki.leaf())), entity))
+    assert found.protected == (("from", inner.decode()), ("subject", "secret"))
+    assert judge(found).code is code
+
+
+def test_lines_that_are_almost_delimiters_cost_no_time(tmp_path: Path) -> None:
+    """Bounded time: a boundary of one letter, and a content made of it."""
+    head = b'Content-Type: multipart/signed; boundary="b"\r\n\r\n'
+    assert refused(tmp_path, head + b"--bx\r\n" * 20_000) is Failure.LIMIT_EXCEEDED
+
+
+def test_a_content_in_pieces_of_nothing_is_refused() -> None:
+    """Bounded time: a million empty octet strings."""
+    raw = b"\x24\x80" + b"\x04\0" * 200_000 + b"\0\0"
+    with pytest.raises(ProtectionError) as caught:
+        list(ber.Reader(io.BytesIO(raw).read).octets())
+    assert caught.value.code is Failure.LIMIT_EXCEEDED
