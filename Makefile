@@ -13,7 +13,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test check format bench soak image lock peers clean
+.PHONY: help demo test check format bench fuzz soak image lock peers clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -37,7 +37,12 @@ format: .venv/test  ## Write the code the way `check` wants to read it
 	$(BIN)/ruff format .
 
 bench: .venv/test peers  ## Speed side by side with Postfix and DCMTK; prints ratios
-	for bench in tests/bench/*.py; do echo "== $$bench"; PYTHONPATH=.:tests/peers $(BIN)/python $$bench $(ARGS); done
+	$(BIN)/python tests/bench $(ARGS)
+
+fuzz: .venv/test  ## Throw damaged mail at every parser, ten minutes each or ARGS=seconds; ends at the first finding
+	$(PIP) install --no-build-isolation --editable '.[fuzz]'
+	for target in tests/fuzz/*.py; do \
+	  echo "== $$target"; nice $(BIN)/python $$target -max_total_time=$(or $(ARGS),600) -rss_limit_mb=1024 -timeout=20; done
 
 soak: .venv/test peers  ## Mail from ten connections into Orthanc while the gateway is killed again and again
 	PYTHONPATH=.:tests/peers $(BIN)/python tests/fault/kill.py $(ARGS)
@@ -48,7 +53,7 @@ image:  ## Build the container image
 lock: .venv/test  ## Choose the newest dependencies anew and write down their hashes
 	$(PIP) install uv
 	echo setuptools | $(BIN)/uv pip compile $(LOCK) --extra postgresql --output-file requirements.lock pyproject.toml -
-	echo setuptools | $(BIN)/uv pip compile $(LOCK) --all-extras --constraint requirements.lock \
+	echo setuptools | $(BIN)/uv pip compile $(LOCK) --extra postgresql --extra test --constraint requirements.lock \
 	  --output-file requirements-test.lock pyproject.toml -
 
 LOCK := --quiet --upgrade --generate-hashes --universal --python-version 3.11 \

@@ -14,27 +14,62 @@ import shutil
 import socket
 import ssl
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
+from pydicom.uid import UID
+from pynetdicom.sop_class import _STORAGE_CLASSES
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway import control, service
 from gateway.config import ApplicationEntity, Configuration, Listen, advice
+from gateway.core import contexts
 from gateway.edges import storescu
-from gateway.errors import GatewayError, PeerUnreachableError
+from gateway.errors import ConfigurationError, GatewayError, PeerUnreachableError
 from gateway.ledger import ledger
 from gateway.model import Outcome
 from gateway.users import Users
 
 ECHO_PATIENCE: Final = 15.0
 """Seconds for each step of a C-ECHO at most, whatever the destination's own time-out: a person is waiting."""
+
+NAMED_REFUSALS: Final = 5
+"""Storage classes that are named when a destination refuses them; more are counted."""
+
+COMMON_CLASSES: Final = (
+    "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography
+    "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray, for presentation
+    "1.2.840.10008.5.1.4.1.1.2",  # CT
+    "1.2.840.10008.5.1.4.1.1.4",  # MR
+    "1.2.840.10008.5.1.4.1.1.6.1",  # Ultrasound
+    "1.2.840.10008.5.1.4.1.1.3.1",  # Ultrasound multi-frame
+    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture
+    "1.2.840.10008.5.1.4.1.1.12.1",  # X-Ray Angiography
+)
+"""Classes that are proposed in compressed syntaxes, too."""
+
+COMPRESSED: Final[Mapping[str, str]] = {
+    "1.2.840.10008.1.2.4.50": "JPEG Baseline",
+    "1.2.840.10008.1.2.4.51": "JPEG Extended",
+    "1.2.840.10008.1.2.4.57": "JPEG Lossless",
+    "1.2.840.10008.1.2.4.70": "JPEG Lossless SV1",
+    "1.2.840.10008.1.2.4.80": "JPEG-LS Lossless",
+    "1.2.840.10008.1.2.4.81": "JPEG-LS Near-lossless",
+    "1.2.840.10008.1.2.4.90": "JPEG 2000 Lossless",
+    "1.2.840.10008.1.2.4.91": "JPEG 2000",
+    "1.2.840.10008.1.2.4.201": "HTJ2K Lossless",
+    "1.2.840.10008.1.2.5": "RLE",
+    "1.2.840.10008.1.2.1.99": "Deflate",
+    "1.2.840.10008.1.2.4.102": "MPEG-4 video",
+}
+"""Syntaxes that real senders use, by the names people use."""
 
 FORGETFUL: Final = frozenset({"tmpfs", "ramfs", "overlay"})
 """File systems whose content goes with the power or the container."""
@@ -109,6 +144,7 @@ def live(configuration: Configuration) -> Iterator[Check]:
     yield from _certificates(configuration)
     yield from _users(configuration)
     yield from echo(configuration)
+    yield from accepted(configuration)
     yield from _queue(configuration)
 
 
@@ -215,6 +251,8 @@ def _doors(configuration: Configuration) -> Iterator[tuple[str, Listen]]:
         yield "smtp.listen", smtp.listen
         if smtp.implicit_tls_listen is not None:
             yield "smtp.implicit_tls_listen", smtp.implicit_tls_listen
+    if configuration.storescp is not None:
+        yield "storescp.listen", configuration.storescp.listen
     if configuration.console is not None:
         yield "console.listen", configuration.console.listen
     if configuration.metrics is not None:
@@ -303,7 +341,7 @@ def _named(section: BaseModel, key: str) -> Iterator[tuple[str, Path, Path | Non
                     yield from _named(one, f"{key}{name}[{number}].")
 
 
-def _lasting(key: str, path: Path, ends: datetime, now: datetime) -> Check:
+def _lasting(key: str, path: Path | str, ends: datetime, now: datetime) -> Check:
     text = f"{path} is valid until {ends:%Y-%m-%d}"
     if ends <= now:
         return Check(Mark.PROBLEM, key, f"{path} expired on {ends:%Y-%m-%d}", "renew it now")
@@ -380,34 +418,85 @@ def echo(configuration: Configuration, name: str | None = None) -> Iterator[Chec
         name: One of them; None for all, and for what else is configured to be called.
     """
     names = list(configuration.ae) if name is None else [name]
-    with ThreadPoolExecutor(max(1, min(len(names), 16)), "echo") as threads:
-        for one, result in zip(names, threads.map(lambda n: _ask(configuration.ae[n]), names), strict=True):
-            yield _answer(f"ae.{one}", configuration.ae[one], result)
+    for found in _each(_ask, configuration, names):
+        yield from found
     if name is None:
         yield from _not_called(configuration)
 
 
-def _ask(entity: ApplicationEntity) -> storescu.EchoResult:
+def _each(
+    question: Callable[[str, ApplicationEntity], list[Check]], configuration: Configuration, names: Sequence[str]
+) -> Iterator[list[Check]]:
+    """Ask destinations at once, so that a silent one holds up nobody; yield what was found in their order."""
+    with ThreadPoolExecutor(max(1, min(len(names), 16)), "ask") as threads:
+        yield from threads.map(lambda name: question(f"ae.{name}", configuration.ae[name]), names)
+
+
+def _peer(entity: ApplicationEntity) -> storescu.Peer:
     peer = service.peer(entity)
-    patient = storescu.Peer(
-        peer.title, peer.host, peer.port, peer.calling, min(peer.timeout, ECHO_PATIENCE), peer.max_pdu, peer.tls
-    )
-    return storescu.echo(patient)
+    return replace(peer, timeout=min(peer.timeout, ECHO_PATIENCE))
+
+
+def _ask(subject: str, entity: ApplicationEntity) -> list[Check]:
+    try:
+        result = storescu.echo(_peer(entity))
+    except ConfigurationError as error:
+        return [Check(Mark.PROBLEM, f"{subject}.tls", error.text, "are they PEM, and is the key its own and open?")]
+    found = [_answer(subject, entity, result)]
+    if result.certificate_ends is not None:
+        lasting = _lasting(
+            f"{subject}.tls", f"the certificate of {entity.host}", result.certificate_ends, datetime.now(UTC)
+        )
+        found.append(lasting._replace(do=lasting.do and f"{lasting.do}: tell the PACS team"))
+    return found
 
 
 def _answer(subject: str, entity: ApplicationEntity, result: storescu.EchoResult) -> Check:
     if result.ok:
         where = f"{entity.title} at {entity.host}:{entity.port}"
-        return Check(Mark.OK, subject, f"{where} answered C-ECHO in {result.seconds * 1000:.0f} ms")
+        secured = ", by TLS" if entity.tls is not None else ""
+        return Check(Mark.OK, subject, f"{where} answered C-ECHO in {result.seconds * 1000:.0f} ms{secured}")
     if not result.reachable:
-        return Check(
-            Mark.NO_ANSWER, subject, result.reason, "is it up, are host and port right, is a firewall between?"
-        )
+        do = "is it up, are host and port right, is a firewall between?"
+        if "TLS" in result.reason or "certificate" in result.reason:
+            do = "see [ae.NAME.tls]: both sides need TLS, and certificates that the other one trusts"
+        return Check(Mark.NO_ANSWER, subject, result.reason, do)
     if "called AE title" in result.reason:
         return Check(Mark.PROBLEM, subject, result.reason, f"its title is not {entity.title}: ask the PACS team")
     if "calling AE title" in result.reason:
         return Check(Mark.PROBLEM, subject, result.reason, f"have the PACS team admit {entity.calling}")
     return Check(Mark.PROBLEM, subject, result.reason, "ask the PACS team")
+
+
+def accepted(configuration: Configuration) -> Iterator[Check]:
+    """Say what each destination takes, by associations that propose every storage class and send nothing (NET-20)."""
+    for found in _each(_probe, configuration, list(configuration.ae)):
+        yield from found
+
+
+def _probe(subject: str, entity: ApplicationEntity) -> list[Check]:
+    classes = dict(sorted((uid, UID(uid).name) for uid in _STORAGE_CLASSES.values()))
+    native = [(uid, syntax) for uid in classes for syntax in contexts.FALL_BACKS]
+    packed = [(uid, syntax) for uid in COMMON_CLASSES for syntax in COMPRESSED]
+    try:
+        refused = storescu.refusals(_peer(entity), native + packed)
+    except GatewayError:
+        return []  # the C-ECHO has said so
+    missing = [name for uid, name in classes.items() if all((uid, each) in refused for each in contexts.FALL_BACKS)]
+    taken = [name for syntax, name in COMPRESSED.items() if any((uid, syntax) not in refused for uid in COMMON_CLASSES)]
+    return [_acceptance(f"{subject} storage", len(classes), missing, taken)]
+
+
+def _acceptance(subject: str, count: int, missing: Sequence[str], taken: Sequence[str]) -> Check:
+    text = f"accepts {count - len(missing)} of {count} storage classes"
+    if missing:
+        others = len(missing) - NAMED_REFUSALS
+        named = ", ".join(missing[:NAMED_REFUSALS])
+        text += f"; refuses: {named}" + (f" and {others} more" if others > 0 else "")
+    text += f"; takes compressed: {', '.join(taken) if taken else 'nothing'}"
+    if len(missing) == count:
+        return Check(Mark.PROBLEM, subject, text, "have the PACS team allow storage to this title, and from ours")
+    return Check(Mark.OK, subject, text)
 
 
 def _not_called(configuration: Configuration) -> Iterator[Check]:

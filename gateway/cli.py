@@ -314,6 +314,30 @@ def read(
     return GatewayError.exit_code if preview.needs_a_person(document) else 0
 
 
+@app.command(epilog="Example: dicom-mail send --to clinic-a study/")
+def send(
+    context: typer.Context,
+    sources: Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER…", help="DICOM files, or folders of them.")],
+    to: Annotated[str, typer.Option("--to", metavar="PARTNER", help="The NAME of its section [partner.NAME].")],
+    as_json: AsJson = False,
+    config: Config = None,
+) -> int:
+    """Mail DICOM files to a partner, as if a modality had sent them.
+
+    Use it for what lies in files: each study becomes an item of the queue, and goes by the relay. A running gateway
+    reads the files itself, as its own user; when none runs, they are taken in and go as soon as it does.
+    """
+    configuration = _configuration(context, config)
+    from gateway import sending, story
+
+    document = sending.send(configuration, to, sources)
+    if as_json:
+        _print_json(document)
+    else:
+        _show(story.sent(document))
+    return 0 if document["taken"] == len(document["files"]) else GatewayError.exit_code
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The queue
 

@@ -65,7 +65,7 @@ def call(configuration: Configuration, verb: str, **arguments: Any) -> Document:
     """
     if verb in _QUESTIONS:
         return _ask(configuration, verb, arguments)
-    answer = _ask_daemon(configuration, verb, arguments)
+    answer = ask_daemon(configuration, verb, arguments)
     return answer if answer is not None else _do_alone(configuration, verb, arguments)
 
 
@@ -187,7 +187,12 @@ def _do_alone(configuration: Configuration, verb: str, arguments: Mapping[str, A
 # The socket
 
 
-def _ask_daemon(configuration: Configuration, verb: str, arguments: Mapping[str, Any]) -> Document | None:
+def ask_daemon(configuration: Configuration, verb: str, arguments: Mapping[str, Any]) -> Document | None:
+    """Ask the running daemon; None when none runs.
+
+    Raises:
+        GatewayError: It said no, or nothing.
+    """
     path = configuration.gateway.data / "control.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as wire:
         wire.settimeout(PATIENCE)

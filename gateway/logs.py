@@ -41,8 +41,6 @@ LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _TALKATIVE: Final = (
     "pynetdicom",
     "pydicom",
-    "mail.log",
-    "mail.debug",
     "aioimaplib",
     "uvicorn",
     "asyncio",

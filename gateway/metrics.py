@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway import __version__, logs
+from gateway.edges import storescp
 from gateway.edges.smtp import Counters
 from gateway.ledger.inventory import Census
 
@@ -46,11 +47,15 @@ class LedgerCollector(Collector):
     Args:
         readings: Looked at when scraped.
         counters: Of the SMTP door; None when it is shut.
+        dicom: Of the DICOM door; None when it is shut.
     """
 
-    def __init__(self, readings: Readings, counters: Callable[[], Counters | None]) -> None:
+    def __init__(
+        self, readings: Readings, counters: Callable[[], Counters | None], dicom: Callable[[], storescp.Counters | None]
+    ) -> None:
         self._readings = readings
         self._counters = counters
+        self._dicom = dicom
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric."""
@@ -66,6 +71,9 @@ class LedgerCollector(Collector):
         counters = self._counters()
         if counters is not None:
             yield from _of_the_door(counters)
+        dicom = self._dicom()
+        if dicom is not None:
+            yield from _of_the_dicom_door(dicom)
 
 
 def _of_the_ledger(census: Census) -> Iterable[Metric]:
@@ -78,6 +86,18 @@ def _of_the_ledger(census: Census) -> Iterable[Metric]:
     )
     yield _gauge(
         "instances_in_doubt", "Sends without a valid answer, by destination.", ["destination"], _named(census.doubtful)
+    )
+    yield _gauge(
+        "instances_unconfirmed",
+        "Instances with a success status whose proof is waited for, by destination.",
+        ["destination"],
+        _named(census.unconfirmed),
+    )
+    yield _gauge(
+        "destination_answered_seconds",
+        "When a destination last answered, since the epoch.",
+        ["destination"],
+        _named(census.answered),
     )
     yield _gauge(
         "oldest_waiting_seconds",
@@ -100,6 +120,17 @@ def _of_the_door(counters: Counters) -> Iterable[Metric]:
     yield _counter("smtp_refusals", "Replies that refused something.", ["class"], replies)
 
 
+def _of_the_dicom_door(counters: storescp.Counters) -> Iterable[Metric]:
+    yield _counter("storescp_associations", "Associations accepted.", [], [((), counters.associations)])
+    yield _counter("storescp_rejected", "Associations rejected.", [], [((), counters.rejected)])
+    yield _counter("storescp_turned_away", "Connections closed before a word.", [], [((), counters.turned_away)])
+    yield _counter("storescp_aborted", "Associations that did not end with a release.", [], [((), counters.aborted)])
+    yield _counter("storescp_stored", "Instances answered with success.", [], [((), counters.stored)])
+    yield _counter("storescp_stored_bytes", "Bytes of the instances answered with success.", [], [((), counters.bytes)])
+    yield _counter("storescp_failures", "Instances answered with a failure.", [], [((), counters.failures)])
+    yield _counter("storescp_reports", "Storage commitment reports taken.", [], [((), counters.reports)])
+
+
 def _named(values: Mapping[str, float]) -> Values:
     return [((name,), value) for name, value in values.items()]
 
@@ -118,9 +149,13 @@ def _counter(name: str, text: str, labels: list[str], values: Values) -> Metric:
     return family
 
 
-def registry(readings: Readings, counters: Callable[[], Counters | None]) -> CollectorRegistry:
+def registry(
+    readings: Readings,
+    counters: Callable[[], Counters | None],
+    dicom: Callable[[], storescp.Counters | None] = lambda: None,
+) -> CollectorRegistry:
     """Make the registry of one gateway; two in one process do not mix."""
     made = CollectorRegistry(auto_describe=True)
-    made.register(LedgerCollector(readings, counters))
+    made.register(LedgerCollector(readings, counters, dicom))
     made.register(logs.WITHHELD)
     return made

@@ -105,12 +105,14 @@ class Instance:
         series: Series Instance UID (0020,000E).
         transfer_syntax: Transfer Syntax UID (0002,0010).
         sha256: Of the file exactly as attached, in hexadecimal.
-        data_set_sha256: Of the data set after group 0002 (what "the same instance" means), in hexadecimal.
+        data_set_sha256: Of the data set after group 0002 as attached (what "the same instance" means), in hexadecimal.
         part: IMAP section of the part it came in, with ``!member`` inside an archive.
         file_id: The parameter ``id`` of its part, else None (MIM-5). A label, never a path.
-        file: Its bytes, preamble included.
+        file: Its bytes, preamble included: as attached, but for what a rule of the route changed.
         data_set: Offset of the data set behind group 0002, counted from ``file.start``.
         held: The code of the finding for which it must not reach a PACS, else None.
+        changed: The keys of the route whose rules changed its data set on the way in, as ``patient_id``.
+        attached: Bytes of the file as attached; None where those are the bytes of ``file``.
     """
 
     sop_class: str
@@ -125,11 +127,13 @@ class Instance:
     file: Span
     data_set: int
     held: str | None = None
+    changed: tuple[str, ...] = ()
+    attached: int | None = None
 
     @property
     def size(self) -> int:
         """Bytes of the file as attached."""
-        return self.file.size
+        return self.file.size if self.attached is None else self.attached
 
 
 @dataclass(frozen=True, slots=True)

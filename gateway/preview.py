@@ -17,13 +17,14 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from gateway.config import Configuration, Limits
 from gateway.core import header, reader, routing
 from gateway.errors import GatewayError, RefusedError, UsageError
+from gateway.ledger import fragments
 from gateway.model import Envelope, Finding, Instance, Outcome, Reading, Span
 from gateway.stages import receive
 
@@ -98,13 +99,18 @@ def _path(file: Any) -> Path:
 
 def _read(path: Path, configuration: Configuration | None) -> Document:
     limits = configuration.limits if configuration else Limits()
+    refused = None
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             head = header.BLOCK.match(file.read(limits.header))
         assert head is not None  # it matches the empty string at least
+        try:
+            decision = _decide(head[0], configuration) if configuration else None
+        except RefusedError as error:
+            decision, refused = None, _End(Outcome.REFUSED, reason=error.reply)
         with tempfile.TemporaryFile() as out:
-            found = reader.read_to(Span(path, 0, size), receive.rules(limits), _path(out))
+            found = reader.read_to(Span(path, 0, size), _rules(configuration, decision), _path(out))
             reading = receive.without_repetitions(found)
     except OSError as error:
         raise GatewayError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from None
@@ -112,13 +118,18 @@ def _read(path: Path, configuration: Configuration | None) -> Document:
     if size > limits.message:
         end = _End(Outcome.REFUSED, reason=f"552 5.3.4 it is bigger than the limit of {limits.message} bytes")
         return _document(reading, guard, end)
-    if configuration is None:
+    if refused is not None:
+        return _document(reading, guard, refused)
+    if decision is None:
         return _document(reading, guard, _follow(reading, _without_routes(reading, guard)))
-    try:
-        decision = _decide(head[0], configuration)
-    except RefusedError as error:
-        return _document(reading, guard, _End(Outcome.REFUSED, reason=error.reply))
     return _document(reading, guard, _follow(reading, decision), decision)
+
+
+def _rules(configuration: Configuration | None, decision: routing.Decision | None) -> reader.Rules:
+    if configuration is None:
+        return receive.rules(Limits())
+    name = configuration.gateway.name
+    return receive.rules(configuration.limits, decision, system=name, moment=datetime.now(UTC))
 
 
 # What would become of it
@@ -135,6 +146,8 @@ class _End:
 
 def _follow(reading: Reading, decision: routing.Decision) -> _End:
     """Draw the stage's conclusions, and fold what follows for the instances if every destination accepted."""
+    if reading.partial is not None and (decision.routes or decision.partner is not None):
+        return _End(Outcome.WAITING, fragments.WAITING)
     if text := receive.unchecked(decision):
         return _End(Outcome.HELD, receive.PROTECTION_NOT_CHECKED, text)
     verdict = receive.judge(reading, decision)

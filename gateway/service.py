@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import signal
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -21,23 +21,29 @@ import structlog
 from sqlalchemy import Connection, delete, insert, select
 
 from gateway import control, logs, metrics, watchdog
-from gateway.config import ApplicationEntity, Configuration, advice, load, restart_needed
-from gateway.core import contexts, reader
+from gateway.config import ApplicationEntity, ClientTls, Configuration, advice, load, restart_needed
+from gateway.core import commitment, contexts, query, reader, transcode
 from gateway.edges import storescu
 from gateway.edges.console import HttpDoor
 from gateway.edges.page import Pager
 from gateway.edges.smtp import Limits, SmtpDoor
+from gateway.edges.storescp import Limits as InstanceLimits
+from gateway.edges.storescp import StorageScpDoor
+from gateway.edges.submission import Relay
 from gateway.edges.worker import Workers
 from gateway.errors import ConfigurationError, GatewayError
-from gateway.ledger import deliveries, inventory, janitor, messages, notices, tickets
+from gateway.ledger import deliveries, inventory, janitor, messages, notices, submissions, tickets
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger, Lock, connect, demand_health
 from gateway.ledger.spool import Spool
 from gateway.ledger.tables import fact
 from gateway.ledger.tickets import Carrier, Kind
 from gateway.model import Reading, Span
+from gateway.stages.compose import Compose
 from gateway.stages.receive import Receive
+from gateway.stages.report import Report
 from gateway.stages.store import Store
+from gateway.stages.submit import Submit
 from gateway.users import Users
 
 log = structlog.get_logger(__name__)
@@ -45,13 +51,23 @@ log = structlog.get_logger(__name__)
 READERS: Final = 1
 """Worker processes that read messages; the door and the lanes need the other core."""
 
+DECODERS: Final = 1
+"""Worker processes that transcode instances; started when a destination first refuses a transfer syntax."""
+
 LOOKS: Final = 8
 """Messages in RECEIVE at the same time: one is read while the others are fetched and written down."""
+
+COMPOSITIONS: Final = 2
+"""Collections that are composed at the same time: each writes mails of many megabytes."""
+
+REPORT_WAIT: Final = 2.0
+"""Seconds to wait for a commitment report on the association that asked; most peers open one of their own."""
 
 LOOK_AROUND: Final = 5.0
 """Seconds between two looks for what is late, full or to be told."""
 
 REISSUE_EVERY: Final = timedelta(minutes=1)
+ASK_EVERY: Final = timedelta(minutes=1)
 PURGE_EVERY: Final = timedelta(hours=1)
 PROVE_EVERY: Final = timedelta(days=1)
 
@@ -66,25 +82,89 @@ _RUNNING: Final = "running since"
 
 
 class Scu:
-    """Destinations of the configuration, reached by the Storage SCU."""
+    """Destinations of the configuration, reached by the Storage SCU. Blocking; any thread may call.
+
+    Args:
+        configuration: Its destinations; their certificates are read here and at ``reload``.
+
+    Raises:
+        ConfigurationError: A certificate, its key or a ``ca`` cannot be used.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._tls: Mapping[ClientTls, ssl.SSLContext] = {}
+        self.reload(configuration)
+
+    def reload(self, configuration: Configuration) -> None:
+        """Read the certificates anew; when one cannot be used, all stay as they are (R32)."""
+        self._tls = {each.tls: client_tls(each.tls) for each in configuration.ae.values() if each.tls is not None}
 
     def open(self, entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> storescu.Association:
         """Negotiate an association."""
-        return storescu.Association.open(peer(entity), proposed)
+        kind = storescu.LibraryAssociation if entity.sender == "library" else storescu.Association
+        return kind.open(self._peer(entity), proposed)
 
     def echo(self, entity: ApplicationEntity) -> str:
         """Ask whether it is there; return what is wrong, empty when nothing is."""
-        return storescu.echo(peer(entity)).reason
+        return storescu.echo(self._peer(entity)).reason
+
+    def find(self, entity: ApplicationEntity, wanted: Sequence[query.Wanted]) -> query.Findings:
+        """Ask which instances it has."""
+        return storescu.find(self._peer(entity), wanted)
+
+    def commit(
+        self,
+        entity: ApplicationEntity,
+        transaction: str,
+        references: Sequence[commitment.Reference],
+        record: Callable[[commitment.Report], object] | None = None,
+    ) -> commitment.Answer:
+        """Request storage commitment; take the report if it comes at once."""
+        return storescu.commit(self._peer(entity), transaction, references, wait=REPORT_WAIT, record=record)
+
+    def _peer(self, entity: ApplicationEntity) -> storescu.Peer:
+        return peer(entity, self._tls.get(entity.tls) if entity.tls is not None else None)
 
 
-def peer(entity: ApplicationEntity) -> storescu.Peer:
-    """What the Storage SCU needs to know of a destination."""
+def peer(entity: ApplicationEntity, tls: ssl.SSLContext | None = None) -> storescu.Peer:
+    """What the Storage SCU needs to know of a destination.
+
+    Args:
+        entity: As configured.
+        tls: Its certificates where they were read before; else they are read now.
+
+    Raises:
+        ConfigurationError: Its certificates cannot be used.
+    """
+    if entity.tls is not None and tls is None:
+        tls = client_tls(entity.tls)
     timeout = entity.timeout.total_seconds()
-    return storescu.Peer(entity.title, entity.host, entity.port, entity.calling, timeout, entity.max_pdu)
+    return storescu.Peer(entity.title, entity.host, entity.port, entity.calling, timeout, entity.max_pdu, tls)
 
 
-def server_tls(certificate: Path, key_file: Path) -> ssl.SSLContext:
-    """Load a certificate for a door of ours.
+def client_tls(settings: ClientTls) -> ssl.SSLContext:
+    """Load what a destination is checked with, and what we show it ourselves (TLS-1, TLS-4).
+
+    Raises:
+        ConfigurationError: The files cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=settings.ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # BCP 195
+        # QUIRK: Python 3.13 sets it, and then refuses the authorities that hospitals make with a few openssl commands.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if settings.certificate is not None and settings.key_file is not None:
+            # Without a password OpenSSL would ask the terminal for one; a key with one is refused instead.
+            context.load_cert_chain(settings.certificate, settings.key_file, password="")
+    except (OSError, ValueError) as error:
+        name = type(error).__name__
+        files = " or ".join(str(one) for one in (settings.ca, settings.certificate, settings.key_file) if one)
+        raise ConfigurationError(f"{files} cannot be used for TLS: {name}") from None
+    return context
+
+
+def server_tls(certificate: Path, key_file: Path, ca: Path | None = None) -> ssl.SSLContext:
+    """Load a certificate for a door of ours, and whom its callers must have one of (TLS-1, TLS-4).
 
     Raises:
         ConfigurationError: Certificate and key cannot be used.
@@ -92,11 +172,30 @@ def server_tls(certificate: Path, key_file: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # BCP 195
     try:
-        context.load_cert_chain(certificate, key_file)
-    except (OSError, ssl.SSLError) as error:
+        context.load_cert_chain(certificate, key_file, password="")
+    except (OSError, ValueError) as error:
         name = type(error).__name__
         raise ConfigurationError(f"the certificate {certificate} and its key cannot be used: {name}") from None
+    if ca is not None:
+        try:
+            context.load_verify_locations(ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(f"{ca} cannot be used for TLS: {type(error).__name__}") from None
+        context.verify_mode = ssl.CERT_REQUIRED
+        # QUIRK: Python 3.13 sets it, and then refuses the authorities that hospitals make with a few openssl commands.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
+
+
+def _dicom_door(configuration: Configuration) -> dict[str, Any]:
+    """What the DICOM door needs of other sections, and its certificates."""
+    assert configuration.storescp is not None
+    tls, limits = configuration.storescp.tls, configuration.limits
+    return {
+        "archives": [entity.title for entity in configuration.ae.values()],
+        "tls": server_tls(tls.certificate, tls.key_file, tls.ca) if tls is not None else None,
+        "limits": InstanceLimits(limits.instance, limits.unpacked),
+    }
 
 
 def run(configuration: Configuration) -> int:
@@ -128,8 +227,10 @@ class Service:
         self.stopping = asyncio.Event()
         self.http: list[HttpDoor] = []
         self._paging = False
+        self._asking_idle = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._smtp: SmtpDoor | None = None
+        self._storescp: StorageScpDoor | None = None
         self._users: Users | None = None
 
     @property
@@ -138,6 +239,8 @@ class Service:
         found = {}
         if self._smtp is not None:
             found["smtp"] = self._smtp.addresses[0]
+        if self._storescp is not None:
+            found["storescp"] = self._storescp.addresses[0]
         return found
 
     async def run(self) -> None:
@@ -161,12 +264,28 @@ class Service:
             )
             stack.push_async_callback(self.workers.close)
             await self.workers.open()
+            # Decoding an image may take minutes, and no mail shall wait for that.
+            self.decoders = Workers(
+                DECODERS,
+                memory=self.configuration.limits.worker_memory,
+                seconds=self.configuration.limits.worker_time.total_seconds(),
+            )
+            stack.push_async_callback(self.decoders.close)
+            await self.decoders.open(at_once=False)
+            self.scu = Scu(self.configuration)
             self.receive = Receive(self.configuration, self.ledger, self.spool, self._read)
-            self.store = Store(self.configuration, self.ledger, self.spool, Scu())
+            self.store = Store(self.configuration, self.ledger, self.spool, self.scu, transcode=self._decode_instance)
+            self._make_outbound()
             self.janitor = Janitor(self.ledger, self.spool)
             self.carrier = Carrier(
                 self.ledger,
-                {"receive": Kind(self.receive.look, LOOKS), "store": Kind(self.store.look, 1000)},
+                {
+                    "receive": Kind(self.receive.look, LOOKS),
+                    "store": Kind(self.store.look, 1000),
+                    "compose": Kind(self.compose.look, COMPOSITIONS),
+                    "submit": Kind(self.submit.look, 1),
+                    "report": Kind(self.report.look, 1),
+                },
             )
             await self._recover()
             try:
@@ -178,8 +297,20 @@ class Service:
             await self._end()
         log.info("stopped")
 
+    def _make_outbound(self) -> None:
+        configuration = self.configuration
+        relay = Relay(configuration.relay, configuration.gateway.name) if configuration.relay else None
+        self.compose = Compose(configuration, self.ledger, self.spool, relay)
+        self.submit = Submit(configuration, self.ledger, self.spool, relay)
+        self.report = Report(configuration, self.ledger, self.spool, relay)
+
     async def _read(self, message: Span, rules: reader.Rules, out: Path) -> Reading:
         return await self.workers.run(reader.read_to, message, rules, out)
+
+    async def _decode_instance(
+        self, source: Span, transfer_syntax: str, targets: Sequence[str], out: Path
+    ) -> transcode.Transcoded:
+        return await self.decoders.run(transcode.transcode, source, transfer_syntax, targets, out)
 
     # Start
 
@@ -199,10 +330,10 @@ class Service:
         crashed = await self.ledger.write(lambda c: _begin(c, now))
         if crashed:
             await self.ledger.read(demand_health)
-            self.store.not_before = now + GRACE_AFTER_CRASH
+            self.store.not_before = self.submit.not_before = now + GRACE_AFTER_CRASH
             log.warning("recovered", reason="unclean-stop")
         await self.ledger.write(lambda c: deliveries.orphan(c, self.configuration.ae, now))
-        lanes = [f"store:{name}" for name in self.configuration.ae]
+        lanes = [submissions.LANE, *(f"store:{name}" for name in self.configuration.ae)]
         # Marks of a former life are doubts even where nothing waits any more: every lane looks once.
         await self.ledger.write(lambda c: tickets.put_all(c, lanes, now))
         await self.janitor.reissue(now)
@@ -215,7 +346,11 @@ class Service:
         socket = control.ControlSocket(configuration.gateway.data / "control.sock", self._perform)
         await socket.open()
         stack.push_async_callback(socket.close)
-        registry = metrics.registry(self.readings, lambda: self._smtp.counters if self._smtp else None)
+        registry = metrics.registry(
+            self.readings,
+            lambda: self._smtp.counters if self._smtp else None,
+            lambda: self._storescp.counters if self._storescp else None,
+        )
         if (console := configuration.console) is not None:
             tls = None
             if console.certificate is not None and console.key_file is not None:
@@ -231,6 +366,13 @@ class Service:
             await self._smtp.open()
             stack.push_async_callback(self._smtp.close, 0.0)
             self.readings.doors["smtp"] = True
+        if configuration.storescp is not None:
+            door_settings = _dicom_door(configuration)
+            self._storescp = StorageScpDoor(configuration.storescp, self.compose, self._on_report, **door_settings)
+            self.readings.doors["storescp"] = False
+            await self._storescp.open()
+            stack.push_async_callback(self._storescp.close, 0.0)
+            self.readings.doors["storescp"] = True
         self.pager = Pager(configuration.notice, configuration.gateway.name)
 
     async def _open_http(self, stack: contextlib.AsyncExitStack, door: HttpDoor) -> None:
@@ -261,6 +403,9 @@ class Service:
         assert self._users is not None
         return await asyncio.to_thread(self._users.verify, name, password) is not None
 
+    async def _on_report(self, report: commitment.Report) -> bool:
+        return await self.store.report(report.transaction, report.committed, report.failed)
+
     def _shut(self) -> list[str]:
         return [name for name, is_open in self.readings.doors.items() if not is_open]
 
@@ -285,11 +430,15 @@ class Service:
         self.readings.doors = dict.fromkeys(self.readings.doors, False)
         patience = self.configuration.limits.stop.total_seconds()
         self.store.stop()
+        self.submit.stop()
         self.carrier.pause()
         if self._smtp is not None:
             await self._smtp.close(min(patience, LAST_WORDS))
+        if self._storescp is not None:
+            await self._storescp.close(min(patience, LAST_WORDS))
         if not await self.carrier.idle(patience):
             self.store.abort()
+            self.submit.abort()
             await self.carrier.idle(LAST_WORDS)
         for task in (carrying, *others, *self._tasks):
             task.cancel()
@@ -301,8 +450,9 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
     async def _look_around(self) -> None:
-        due = dict.fromkeys(("reissue", "purge", "prove"), datetime.now(UTC))
+        due = dict.fromkeys(("reissue", "ask", "purge", "prove"), datetime.now(UTC))
         due["prove"] += timedelta(minutes=5)
+        due["ask"] += ASK_EVERY
         while True:
             try:
                 await self._look_once(due)
@@ -333,15 +483,28 @@ class Service:
             for one in await self.ledger.read(notices.untold):
                 await self.pager.page(one)
                 await self.ledger.write(partial(notices.told, one=one))
-        except GatewayError as error:
+            await self.report.mail_notices()
+        except (GatewayError, OSError) as error:
             log.error("look_failed", exception=type(error).__name__)  # noqa: TRY400
         finally:
             self._paging = False
+
+    async def _ask_idle(self) -> None:
+        """Ask idle destinations whether they are there; one that hangs holds up nothing else."""
+        try:
+            await self.store.ask_idle()
+        except GatewayError as error:
+            log.error("look_failed", exception=type(error).__name__)  # noqa: TRY400
+        finally:
+            self._asking_idle = False
 
     async def _chores(self, due: dict[str, datetime], now: datetime) -> None:
         limits = self.configuration.limits
         if _is_due(due, "reissue", now, REISSUE_EVERY):
             await self.janitor.reissue(now)
+        if _is_due(due, "ask", now, ASK_EVERY) and not self._asking_idle:
+            self._asking_idle = True
+            self._start(self._ask_idle())
         if _is_due(due, "purge", now, PURGE_EVERY):
             await self.janitor.purge(now, limits.retention, limits.remember)
             await self.janitor.sweep(now)
@@ -351,6 +514,9 @@ class Service:
     # What a person asks of the running daemon
 
     async def _perform(self, verb: str, arguments: Mapping[str, Any], who: str) -> dict[str, Any]:
+        if verb == "send":
+            paths = [Path(path) for path in arguments["files"]]
+            return {"reasons": await self.compose.take_files(arguments["partner"], paths, who)}
         name = arguments.get("ae")
         if name is not None and name not in self.configuration.ae:
             raise GatewayError(
@@ -378,15 +544,19 @@ class Service:
 
     async def _take_over(self, new: Configuration) -> None:
         old, now = self.configuration, datetime.now(UTC)
+        self.scu.reload(new)
         if self._smtp is not None and new.smtp is not None and new.smtp.certificate and new.smtp.key_file:
             self._smtp.tls = server_tls(new.smtp.certificate, new.smtp.key_file)
+        if self._storescp is not None and new.storescp is not None:
+            self._storescp.reload(new.storescp, **_dicom_door(new))
         if self._users is not None:
             self._users.load()
         for key in restart_needed(old, new):
             log.warning("needs_restart", key=key)
         self.configuration = new
         self.receive.reload(new)
-        self.store.reload(new)
+        for stage in (self.store, self.compose, self.submit, self.report):
+            stage.reload(new)
         await self.ledger.write(lambda c: deliveries.orphan(c, new.ae, now))
         await self.janitor.reissue(now)
         log.info("reloaded")
@@ -397,8 +567,8 @@ def _begin(connection: Connection, now: datetime) -> bool:
     crashed = connection.scalar(select(fact.c.value).where(fact.c.name == _RUNNING)) is not None
     running = tickets.restart(connection, now)
     if crashed:
-        reading = [key.partition(":")[2] for key in running if key.startswith("receive:")]
-        messages.count_crashes(connection, reading, now)
+        busy = [key.partition(":")[2] for key in running if key.startswith(("receive:", "compose:"))]
+        messages.count_crashes(connection, busy, now)
         connection.execute(delete(fact).where(fact.c.name == _RUNNING))
     connection.execute(insert(fact).values(name=_RUNNING, value=now.isoformat()))
     return crashed

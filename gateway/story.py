@@ -108,6 +108,8 @@ def item(document: Document) -> RenderableType:
     if document["message_id"]:
         parts.append(Text(f"Message-ID {plain(document['message_id'])}", style="dim"))
     parts += [Text(), _timeline(document["events"])]
+    if document.get("mails"):
+        parts += [Text(), _mails(document["mails"])]
     if document["instances_detail"]:
         parts += [Text(), _instances(document["instances_detail"])]
     parts += _findings(document.get("findings", ()))
@@ -132,6 +134,8 @@ def _condition(document: Document) -> str:
         parts.append(f"next attempt {local(document['next_attempt'])}")
     if document.get("duplicate_of"):
         parts.append(f"repeats {plain(document['duplicate_of'])}")
+    if document.get("part_of"):
+        parts.append(f"a fragment of the message that {plain(document['part_of'])} stands for")
     return ", ".join(parts)
 
 
@@ -164,6 +168,36 @@ def _timing(timing: Document) -> str:
     names = ("receive", "read", "store")
     known = [f"{name} {span(timing[f'{name}_seconds'])}" for name in names if timing[f"{name}_seconds"] is not None]
     return "took: " + (", ".join(known) or "nothing yet")
+
+
+def sent(document: Document) -> RenderableType:
+    """What was taken of files that a person sends, and what was not."""
+    count = _count(document["taken"], "file")
+    when = "it is collected and mailed now" if document["running"] else "it is mailed when the gateway runs"
+    lines: list[RenderableType] = [
+        Text(f"{plain(one['file'])}: not taken, {plain(one['reason'])}", style=_STYLES["problem"])
+        for one in document["files"]
+        if not one["taken"]
+    ]
+    lines.append(Text(f"{count} taken for {plain(document['partner'])}; {when}: dicom-mail queue list"))
+    return Group(*lines)
+
+
+def _mails(mails: Iterable[Document]) -> Table:
+    table = _table("mail", "Message-ID", "bytes", "outcome", "sends", "unknown", "reply", "code")
+    for one in mails:
+        reply = " ".join(plain(word) for word in (one["status"], one["comment"]) if word)
+        table.add_row(
+            Text(f"{one['part']} of {one['parts']}"),
+            Text(plain(one["message_id"])),
+            Text(plain(one["size"])),
+            _outcome(one["outcome"]),
+            Text(plain(one["sends"])),
+            Text(plain(one["sends_unknown"] or "")),
+            Text(reply),
+            Text(plain(one["code"])),
+        )
+    return table
 
 
 def proof(document: Document) -> RenderableType:
@@ -225,6 +259,8 @@ def _content(document: Document) -> str:
     parts = [f"It is {kinds.get(document['kind'], plain(document['kind']))}"]
     if count:
         parts.append(f"{_count(count, 'instance')} of {studies} {'study' if studies == 1 else 'studies'}")
+        if held := _held(document):  # AMB-40
+            parts.append(f"{count - held} of {count} can go on")
     if document["partial"]:
         partial = document["partial"]
         parts.append(f"number {partial['number']} of {partial['total'] or 'unknown'}")
@@ -236,6 +272,12 @@ def _content(document: Document) -> str:
     if guard["code"]:
         parts.append(f"code {plain(guard['code'])}")
     return ", ".join(parts) + "."
+
+
+def _held(document: Document) -> int:
+    """Count the instances that an error holds: one about their part, or one about the whole message."""
+    wheres = {one["where"] for one in document["findings"] if one["severity"] == "error"}
+    return sum(1 for one in document["instances"] if one["part"] in wheres or "" in wheres)
 
 
 def _read_instances(instances: Iterable[Document]) -> Table:

@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from gateway.core.reader import Rules, read
 from gateway.model import Reading, Span
@@ -88,6 +89,7 @@ def dicom_file(data: bytes | None = None, header: bytes | None = None, *, syntax
     if syntax == DEFLATED:
         packer = zlib.compressobj(wbits=-15)
         data = packer.compress(data) + packer.flush()
+        data += b"\0" * (len(data + header) % 2)  # PS3.5 A.5
     return b"\0" * 128 + b"DICM" + header + data
 
 
@@ -116,7 +118,7 @@ def mail(*parts: bytes, kind: str = "multipart/mixed", fields: str = "", boundar
     return head.encode() + b"".join(line + b"\r\n" + one for one in parts) + line + b"--\r\n"
 
 
-def reading(folder: Path, message: bytes, **limits: int) -> Reading:
+def reading(folder: Path, message: bytes, **limits: Any) -> Reading:
     """Read a message that is given as bytes; limits may be given by name. The instances lie in ``folder/instances``."""
     given = {"parts": 100, "depth": 8, "header": 1 << 16, "instance": 1 << 24, "unpacked": 1 << 24, "ratio": 200}
     path = folder / "message.eml"

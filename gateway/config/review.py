@@ -9,10 +9,11 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from gateway.config.sections import NAMED, Configuration, Mailbox, PopMailbox, Section
+from gateway.config.sections import NAMED, Configuration, Mailbox, PopMailbox, Route, Section
 from gateway.config.values import is_loopback
 
 
@@ -43,6 +44,7 @@ def advice(configuration: Configuration) -> tuple[Advice, ...]:
     return (
         *unbuilt(configuration),
         *_idle(configuration),
+        *_unmailable(configuration),
         *_open_doors(configuration),
         *_clear_hops_in(configuration),
         *_clear_hops_out(configuration),
@@ -51,7 +53,12 @@ def advice(configuration: Configuration) -> tuple[Advice, ...]:
     )
 
 
-_RELOADED: Final = frozenset({"route", "partner", "ae", "storescp.title", "smime.identities"})
+_RELOADED: Final = frozenset(
+    {
+        *("route", "partner", "ae", "smime.identities"),
+        *("storescp.title", "storescp.callers", "storescp.addresses", "storescp.tls"),
+    }
+)
 _RELOADED_KEYS: Final = frozenset({"certificate", "key_file", "users_file", "ca"})
 
 
@@ -106,24 +113,11 @@ _UNBUILT: Final = (
     _Unbuilt("gateway.blobs", "several nodes with shared bytes are not built yet"),
     _Unbuilt("imap.NAME", "mailboxes are not polled by IMAP yet"),
     _Unbuilt("pop3.NAME", "mailboxes are not polled by POP3 yet"),
-    _Unbuilt("storescp", "the DICOM door is not opened yet"),
-    _Unbuilt("relay", "nothing is mailed yet, notices to the postmaster included"),
     _Unbuilt("smime", "nothing is decrypted or verified yet"),
-    _Unbuilt("ae.NAME.confirm", "only a C-STORE status confirms yet", built=("store",)),
-    _Unbuilt("ae.NAME.tls", "DICOM over TLS is not built yet"),
-    _Unbuilt("ae.NAME.downtime", "downtimes are not kept yet", built=((),)),
-    _Unbuilt("ae.NAME.transcode", "nothing is decoded yet, instances go as they are", built=("never",), blocks=False),
     _Unbuilt("partner.NAME.certificate", "certificates are not used yet"),
     _Unbuilt("partner.NAME.pin", "certificates are not used yet", built=(False,)),
-    _Unbuilt("partner.NAME.send", "nothing is mailed yet"),
+    _Unbuilt("relay.oauth", "the relay is not logged in to by OAuth yet"),
     _Unbuilt("partner.NAME.receipt", "receipts are not asked for yet"),
-    _Unbuilt("route.mail", "images are not mailed to partners yet", built=((),)),
-    _Unbuilt("route.patient_mismatch", "patients are not compared yet"),
-    _Unbuilt("route.issuer", "Issuer of Patient ID is not written yet"),
-    _Unbuilt("route.patient_id", "Patient IDs are not rewritten yet", built=("keep",)),
-    _Unbuilt("route.accession", "accession numbers are not cleared yet", built=("keep",)),
-    _Unbuilt("route.bare_dicom", "data sets without meta information are not taken yet", built=(False,)),
-    _Unbuilt("route.uuencode", "uuencoded attachments are not taken yet", built=(False,)),
     _Unbuilt("console.users_file", "the console has no pages yet, only /metrics and /health"),
 )
 
@@ -183,12 +177,27 @@ def _needed(configuration: Configuration, pattern: str, owner: str) -> bool:
             return any(owner == route.mailbox for route in routes)
         case "partner":
             return any(owner in route.mail for route in routes)
+        case "relay":
+            return any(route.mail for route in routes)
         case _:
             return False
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # What stands open
+
+
+def _unmailable(configuration: Configuration) -> Iterator[Advice]:
+    """Partners of mail routes that nothing can be mailed to: clear text leaves only where the partner says so (R21)."""
+    for name in dict.fromkeys(name for route in configuration.route for name in route.mail):
+        partner = configuration.partner[name]
+        if partner.send != "plain":
+            what = f'send = "{partner.send}" (the default is signed+encrypted): nothing is signed or encrypted yet'
+            do = 'set send = "plain" where clear text may leave, or take it out of the mail routes'
+            yield Advice("problem", what, do, f"partner.{name}.send", blocks=True)
+        if "*" in partner.address:
+            what = "its address is a pattern: nobody can be mailed at it"
+            yield Advice("problem", what, "name one address", f"partner.{name}.address", blocks=True)
 
 
 def _idle(configuration: Configuration) -> Iterator[Advice]:
@@ -198,6 +207,10 @@ def _idle(configuration: Configuration) -> Iterator[Advice]:
         yield Advice("problem", "no mail can come in", "add [smtp], [imap.NAME] or [pop3.NAME]", "route")
     if not into and (configuration.smtp or configuration.imap or configuration.pop3):
         yield Advice("warning", "no route stores mail in a PACS, so all mail is refused", "add a [[route]]", "route")
+    for name, entity in configuration.ae.items():
+        if entity.confirm == "commitment" and configuration.storescp is None:
+            what, do = "no report of storage commitment can come in", 'add [storescp], or set confirm = "find"'
+            yield Advice("problem", what, do, f"ae.{name}.confirm", _needed(configuration, "ae", name))
     if not (configuration.smtp or configuration.imap or configuration.pop3 or configuration.storescp):
         yield Advice("warning", "every door is shut", "add a section such as [smtp]", "gateway")
 
@@ -269,13 +282,27 @@ def _clear(what: str, do: str, key: str) -> Advice:
 
 
 def _patients(configuration: Configuration) -> Iterator[Advice]:
-    """Inbound routes by which a foreign Patient ID may meet one of ours."""
-    built = not any(row.key in {"route.issuer", "route.patient_id"} for row in _UNBUILT)
-    do = "set issuer or patient_id" if built else "issuer and patient_id come with a later release; mind it until then"
-    for route in configuration.route:
-        if route.store and route.issuer is None and route.patient_id == "keep":
+    """Inbound routes by which a foreign Patient ID may meet one of ours, or whose rules contradict each other."""
+    inbound = [route for route in configuration.route if route.store]
+    for route in inbound:
+        if route.issuer is None and route.patient_id == "keep":
             what = "a foreign Patient ID arrives unmarked and may mean someone else here"
-            yield Advice("warning", what, do, f'route "{route.name}".issuer')
+            yield Advice("warning", what, "set issuer or patient_id", f'route "{route.name}".issuer')
+    for one, other in combinations(inbound, 2):
+        rules = [(route.issuer, route.patient_id, route.accession) for route in (one, other)]
+        if rules[0] != rules[1] and _may_share_a_mail(one, other):
+            what = f'a mail that takes route "{one.name}" too is held: their rules for patients differ'
+            do = "give both the same issuer, patient_id and accession"
+            yield Advice("warning", what, do, f'route "{other.name}".issuer')
+
+
+def _may_share_a_mail(one: Route, other: Route) -> bool:
+    """Whether one mail may take both routes: from one sender, to two recipients. One from a mailbox has only one."""
+    if one.mailbox or other.mailbox or one.to == other.to:
+        return False
+    # A partner's name, an address or anybody: two names are two partners, else it may be the same sender.
+    names = {sender for sender in (one.from_, other.from_) if sender and sender != "*" and "@" not in sender}
+    return len(names) < 2
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -290,6 +290,7 @@ class ApplicationEntity(Section):
         unknown_sends: After so many sends without a valid response the instance is held.
         timeout: For one DIMSE message.
         max_pdu: Bytes of the longest PDU that we take.
+        sender: Who writes C-STORE messages: ``own``, or ``library`` (pynetdicom), which is slower.
         downtime: When it is known to be away.
         tls: TLS towards it; None: in the clear.
     """
@@ -305,6 +306,7 @@ class ApplicationEntity(Section):
     unknown_sends: Count = 4
     timeout: Duration = timedelta(seconds=60)
     max_pdu: PduSize = 131072
+    sender: Literal["own", "library"] = "own"
     downtime: Downtimes = ()
     tls: ClientTls | None = None
 
@@ -467,7 +469,7 @@ class Route(Section):
         from_: ``from`` in TOML: a partner's name, an address pattern, or ``*`` for strangers too; None: any partner.
         to: Recipient or mailbox address, or a pattern; None: any.
         mailbox: Only mail of this ``[imap]`` or ``[pop3]`` section; None: any door.
-        patient_mismatch: Two patients under one Patient ID: ``hold`` or ``accept``.
+        patient_mismatch: One Patient ID with two birth dates or two different names: ``hold`` or ``accept``.
         issuer: Written to Issuer of Patient ID (0010,0021); None: unchanged.
         patient_id: ``keep``, or ``prefix:`` and what is put before Patient ID (0010,0020).
         accession: ``keep`` or ``clear`` Accession Number (0008,0050).
@@ -501,6 +503,11 @@ class Route(Section):
     max_size: Size = 2 << 30
     urgent: Switch = False
     late: Duration = Field(default_factory=_late)
+
+    @property
+    def prefix(self) -> str:
+        """What is put before Patient ID; empty: nothing."""
+        return "" if self.patient_id == "keep" else self.patient_id.removeprefix("prefix:")
 
     @model_validator(mode="after")
     def _check(self) -> Route:

@@ -238,16 +238,20 @@ def _url(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+_ASCII: Final = re.compile(r"[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?")
+"""Text that is the same in every character set of DICOM (PS3.5 6.1.2.1), without backslash and padding."""
+
+
 def _patient_id_rule(value: str) -> str:
     prefix = value.removeprefix("prefix:")
-    if value != "keep" and (prefix == value or not prefix or "\\" in prefix or len(prefix) > 32):
-        raise ValueError('expected "keep" or a prefix of 1 to 32 characters, as "prefix:A-"')
+    if value != "keep" and (prefix == value or not _ASCII.fullmatch(prefix) or len(prefix) > 32):
+        raise ValueError('expected "keep" or a prefix of 1 to 32 ASCII characters, as "prefix:A-"')
     return value
 
 
 def _issuer(value: str) -> str:
-    if not 1 <= len(value) <= 64 or "\\" in value:  # LO, PS3.5 6.2
-        raise ValueError("expected 1 to 64 characters without backslash")
+    if len(value) > 64 or not _ASCII.fullmatch(value):  # LO, PS3.5 6.2
+        raise ValueError("expected 1 to 64 ASCII characters without backslash")
     return value
 
 

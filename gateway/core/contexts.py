@@ -28,6 +28,36 @@ Pair = tuple[str, str]
 """SOP Class UID and Transfer Syntax UID: what a context stands for."""
 
 
+IMPLICIT: Final = "1.2.840.10008.1.2"
+EXPLICIT: Final = "1.2.840.10008.1.2.1"
+
+FALL_BACKS: Final = (EXPLICIT, IMPLICIT)
+"""What is proposed beside the syntax an instance is in, for the case that this is refused (NET-2, NET-12)."""
+
+DECODABLE: Final = frozenset(
+    {
+        *(IMPLICIT, EXPLICIT),
+        "1.2.840.10008.1.2.1.99",  # Deflated Explicit VR Little Endian
+        "1.2.840.10008.1.2.2",  # Explicit VR Big Endian
+        "1.2.840.10008.1.2.5",  # RLE Lossless
+        *("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"),  # JPEG Lossless, Process 14 and its selection value 1
+        "1.2.840.10008.1.2.4.80",  # JPEG-LS Lossless
+        "1.2.840.10008.1.2.4.90",  # JPEG 2000 Lossless Only
+        *("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202"),  # High-Throughput JPEG 2000 Lossless Only
+    }
+)
+"""Transfer syntaxes that can be decoded without any loss (NET-12, NET-13)."""
+
+LOSSY: Final = frozenset(
+    {
+        *("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"),  # JPEG Baseline and Extended
+        "1.2.840.10008.1.2.4.81",  # JPEG-LS Near-lossless
+        "1.2.840.10008.1.2.4.91",  # JPEG 2000
+        "1.2.840.10008.1.2.4.203",  # High-Throughput JPEG 2000
+    }
+)
+"""Transfer syntaxes that may have lost something, and are decoded only where that is allowed (NET-12)."""
+
 VERIFICATION: Final[Pair] = ("1.2.840.10008.1.1", "1.2.840.10008.1.2")
 """What a C-ECHO needs: the Verification SOP class, in the default transfer syntax (PS3.4 Annex A)."""
 
@@ -57,7 +87,7 @@ class Plan:
     """One association to open, and what goes over it.
 
     Attributes:
-        contexts: At most 128, exactly those its instances need.
+        contexts: At most 128: those its instances need, and their fall-backs.
         queued: The instances, in the order they were queued.
     """
 
@@ -75,19 +105,34 @@ def number(pairs: Iterable[Pair]) -> tuple[Context, ...]:
     return tuple(Context(2 * index + 1, *each) for index, each in enumerate(pairs))
 
 
-def plan(queued: Sequence[model.Queued]) -> tuple[Plan, ...]:
+def plan(queued: Sequence[model.Queued], fall_back: frozenset[str] = frozenset()) -> tuple[Plan, ...]:
     """Plan the associations that a queue needs: one context per pair, at most 128 in each (NET-4, R19).
 
     Pairs are taken in the order in which they first appear, so the head of the queue goes over the first
     association. An empty queue needs none.
+
+    Args:
+        queued: What waits.
+        fall_back: Transfer syntaxes that can be decoded (``DECODABLE``, ``LOSSY``): what is in one of them gets
+            contexts for its class with FALL_BACKS, too. They share an association with the pair they stand in for.
     """
     order = list(dict.fromkeys(pair(each) for each in queued))
     plans = []
-    for start in range(0, len(order), MOST):
-        part = order[start : start + MOST]
-        chosen = frozenset(part)
+    while order:
+        part: dict[Pair, None] = {}
+        chosen = set()
+        while order and len(wider := part | dict.fromkeys(_group(order[0], fall_back))) <= MOST:
+            part = wider
+            chosen.add(order.pop(0))
         plans.append(Plan(number(part), tuple(each for each in queued if pair(each) in chosen)))
     return tuple(plans)
+
+
+def _group(wanted: Pair, fall_back: frozenset[str]) -> tuple[Pair, ...]:
+    sop_class, transfer_syntax = wanted
+    if transfer_syntax not in fall_back:
+        return (wanted,)
+    return (wanted, *((sop_class, each) for each in FALL_BACKS))
 
 
 def refusal(result: int) -> str:

@@ -96,6 +96,14 @@ CODES: Final[dict[str, Code]] = {
     "instance-too-big": Code(
         _ERROR, "A file is bigger than the limit allows.", "Raise limits.instance and have the mail read again."
     ),
+    "preamble-in-use": Code(
+        _INFO, "The preamble is not empty; it stays out of what is sent to a PACS or mailed on.", _NONE
+    ),
+    "executable-preamble": Code(
+        _WARNING,
+        "The preamble looks like the beginning of a program; it stays out of what is sent to a PACS or mailed on.",
+        "Do not save or open the attachment itself; tell the sender's IT.",
+    ),
     "damaged-meta": Code(_ERROR, "The File Meta Information cannot be read.", _ASK),
     "meta-length": Code(_WARNING, "The group length of the File Meta Information is wrong or missing.", _NONE),
     "no-transfer-syntax": Code(_ERROR, "The File Meta Information names no transfer syntax.", _ASK),
@@ -115,6 +123,11 @@ CODES: Final[dict[str, Code]] = {
     "unpacked-too-big": Code(
         _ERROR, "Compressed content unpacks to more than the limits allow.", "Raise limits.unpacked or limits.ratio."
     ),
+    "odd-length": Code(
+        _ERROR,
+        "The data set has an odd number of bytes, which DICOM forbids and PACS break off at.",
+        "Ask the sender to export it anew; the original is kept.",
+    ),
     "trailing-padding": Code(_INFO, "Zero bytes follow the data set.", _NONE),
     "no-sop-class": Code(_ERROR, "The data set has no SOP Class UID.", _ASK),
     "no-sop-instance": Code(_ERROR, "The data set has no SOP Instance UID.", _ASK),
@@ -127,6 +140,56 @@ CODES: Final[dict[str, Code]] = {
         _ERROR, "Another instance of this mail has the same SOP Instance UID.", "Ask the sender which one is right."
     ),
     "no-patient-id": Code(_WARNING, "The data set has no Patient ID.", "Have the PACS team match the patient."),
+    # the patient
+    "patient-mismatch": Code(
+        _ERROR,
+        "One Patient ID of this mail has two birth dates or two different names.",
+        "Ask the sender who is shown, then release or drop it.",
+    ),
+    "patient-mismatch-urgent": Code(
+        _WARNING,
+        "One Patient ID of this mail has two birth dates or two different names; it was stored, as it is urgent.",
+        "Ask the sender at once who is shown.",
+    ),
+    "patient-mismatch-accepted": Code(
+        _WARNING,
+        "One Patient ID of this mail has two birth dates or two different names; the route accepts that.",
+        "Have the PACS team look at it.",
+    ),
+    "several-patients": Code(_INFO, "The mail holds instances of several patients.", _NONE),
+    "study-of-several-patients": Code(
+        _WARNING, "One study of this mail has several Patient IDs.", "Ask the sender who is shown."
+    ),
+    "unknown-characters": Code(
+        _WARNING,
+        "A patient's name is in a character set that cannot be read, so it was not compared.",
+        "Compare the names in the PACS.",
+    ),
+    "patient-rewritten": Code(
+        _INFO,
+        "Instances were changed by the rules of the route; the original values are in (0400,0561).",
+        _NONE,
+    ),
+    "signed-instance": Code(
+        _ERROR,
+        "The rules of the route would break the digital signature in this instance, so it was not changed.",
+        "Decide whether the PACS may have it as it came; release sends it so.",
+    ),
+    "invalid-patient-id": Code(
+        _ERROR,
+        "With the route's prefix the Patient ID would be too long or several, so the instance was not changed.",
+        "Shorten the prefix, or decide whether the PACS may have it as it came; release sends it so.",
+    ),
+    "repeated-element": Code(
+        _ERROR,
+        "An element that the rules of the route change is there twice, so the instance was not changed.",
+        "Ask the sender's IT; release sends it as it came.",
+    ),
+    "not-coerced": Code(
+        _ERROR,
+        "The rules of the route cannot be applied to this instance, so it was not changed.",
+        "Ask the sender's IT; release sends it as it came.",
+    ),
     # the directory (PS3.10 8.6)
     "directory-unreadable": Code(
         _WARNING, "The DICOMDIR cannot be read; the parts speak for themselves.", "Check that all images came."

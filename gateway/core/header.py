@@ -159,13 +159,14 @@ def _unquote(text: str) -> str:
 def _continued(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Put pieces like ``name*0*=`` together. What stdlib cannot decode stays as it is written."""
     plain = [(name, text) for name, text in pairs if not _CONTINUED.search(name)]
+    names = {name for name, _ in plain}
     try:
         # The first pair is skipped by the function: it stands for the media type.
         decoded = email.utils.decode_params([("", ""), *pairs])[1:]
         return plain + [
             (name, email.utils.collapse_rfc2231_value(text).strip('"'))
             for name, text in decoded
-            if isinstance(text, tuple) or name not in dict(plain)
+            if isinstance(text, tuple) or name not in names
         ]
     except (ValueError, LookupError, TypeError, AttributeError):
         return plain

@@ -17,7 +17,7 @@ from gateway.core import header
 from gateway.core.findings import finding
 from gateway.model import Finding
 
-BLOCK: Final = 1 << 20
+BLOCK: Final = 256 << 10
 """Bytes read at once while looking for delimiters."""
 
 BOUNDARY_LIMIT: Final = 998
@@ -66,7 +66,21 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the header of one entity says about its content."""
+    """What the header of one entity says about its content, and about who wrote it.
+
+    Attributes:
+        type: Media type in lower case.
+        boundary: Of a multipart; empty when it has none.
+        parameters: Of the Content-Type, names in lower case.
+        encoding: Content-Transfer-Encoding in lower case.
+        filename: Of the Content-Disposition.
+        auto_submitted: In lower case (RFC 3834 §5).
+        subject: As it is written.
+        sender: The From field as it is written.
+        return_path: As the last system wrote it; empty when there is none.
+        precedence: In lower case.
+        failed: It names recipients that were not reached.
+    """
 
     type: str = "text/plain"
     boundary: bytes = b""
@@ -75,6 +89,10 @@ class Head:
     filename: str | None = None
     auto_submitted: str = ""
     subject: str = ""
+    sender: str = ""
+    return_path: str = ""
+    precedence: str = ""
+    failed: bool = False
 
 
 @dataclass(slots=True)
@@ -270,7 +288,7 @@ class Walk:
         while True:
             # One byte more in front: the delimiter that ends a part without body may follow at once.
             before = 1 if start else 0
-            chunk = os.pread(self._file, min(size, self._end - start) + before, start - before)
+            chunk = self._bytes(start - before, min(size, self._end - start) + before)
             limit = min((p for m in self._stack if (p := chunk.find(m.needle)) >= 0), default=len(chunk))
             last = limit < len(chunk) or start - before + len(chunk) >= self._end
             block = chunk[before : max(limit + 1, before)] if limit < len(chunk) else chunk[before:]
@@ -290,6 +308,13 @@ class Walk:
             body += 1
         self._body = start + body
         return _head(block[:end]), self._body
+
+    def _bytes(self, start: int, size: int) -> bytes:
+        """Read from the block at hand where it can be."""
+        at = start - self._base
+        if at >= 0 and at + size <= len(self._block):
+            return self._block[at : at + size]
+        return os.pread(self._file, size, start)
 
 
 def _head(block: bytes) -> Head:
@@ -311,4 +336,8 @@ def _head(block: bytes) -> Head:
         filename=filename and header.printable(filename),
         auto_submitted=values.get("auto-submitted", "").lower(),
         subject=values.get("subject", ""),
+        sender=values.get("from", ""),
+        return_path=values.get("return-path", ""),
+        precedence=values.get("precedence", "").lower(),
+        failed="x-failed-recipients" in values,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -63,11 +63,7 @@ class Output:
     def write(self, block: bytes, digests: Digests) -> None:
         """Append a block and let it be hashed, in the order of the calls."""
         self._hash(block, digests)
-        view = memoryview(block)
-        while view:
-            written = os.pwrite(self._file, view, self.at)
-            self.at += written
-            view = view[written:]
+        self.put(self.at, (block,))
 
     def _hash(self, block: bytes, digests: Digests) -> None:
         if len(block) < THREAD_PAYS and not digests.threaded:
@@ -82,6 +78,21 @@ class Output:
     def reader(self, start: int) -> Callable[[int, int], bytes]:
         """Return what reads bytes, counted from a place."""
         return lambda offset, size: os.pread(self._file, size, start + offset)
+
+    def reserve(self, size: int) -> None:
+        """Leave room before what is written next."""
+        self.at += size
+
+    def put(self, at: int, blocks: Iterable[bytes]) -> int:
+        """Write over what is there, from a place on, and return where that ends. Nothing of it is hashed."""
+        for block in blocks:
+            view = memoryview(block)
+            while view:
+                written = os.pwrite(self._file, view, at)
+                at += written
+                view = view[written:]
+        self.at = max(self.at, at)
+        return at
 
     def drop(self, start: int) -> None:
         """Take back what was written from a place on."""

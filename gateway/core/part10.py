@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-from gateway.core import dataset
+from gateway.core import dataset, patient
 from gateway.core.dataset import Problem, Source
 from gateway.core.findings import CODES
 from gateway.core.header import printable
+from gateway.core.patient import Patient
 from gateway.model import MEDIA_STORAGE_DIRECTORY, Severity
 
 PREFIX_AT: Final = 128
@@ -25,12 +26,14 @@ _SOP_CLASS: Final = 0x00080016
 _SOP_INSTANCE: Final = 0x00080018
 _STUDY: Final = 0x0020000D
 _SERIES: Final = 0x0020000E
-_PATIENT_ID: Final = 0x00100020
-_WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES, _PATIENT_ID))
+_WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES)) | patient.TAGS
 
 _STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
 _BARE_HEAD: Final = 4096
 _TEXT_LIMIT: Final = 80  # a UID has 64 characters; more shows that one has more
+
+_PROGRAMS: Final = (b"MZ", b"\x7fELF", b"#!", b"\xca\xfe\xba\xbe", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"<")
+"""What programs and pages begin with: PE, ELF, scripts, Mach-O, HTML (CVE-2019-11687)."""
 
 _UID: Final = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*\Z")
 _LOOSE_UID: Final = re.compile(r"[0-9]+(?:\.[0-9]+)*\Z")
@@ -72,6 +75,8 @@ class Judged:
         codes: What was noticed, the meta information's codes included.
         held: The first code that is an error.
         ends_with_pixels: Its last element is Pixel Data: nothing can be missing behind it.
+        patient: Whose it says it is.
+        is_unreadable: It cannot be walked to its end.
     """
 
     meta: Meta
@@ -82,6 +87,8 @@ class Judged:
     codes: tuple[str, ...]
     held: str | None
     ends_with_pixels: bool
+    patient: Patient
+    is_unreadable: bool
 
     @property
     def is_directory(self) -> bool:
@@ -108,6 +115,7 @@ def read_meta(block: bytes, at: int = DATA_AT) -> Meta:
         Problem: ``damaged-meta``: it cannot be parsed, or does not end within these bytes.
     """
     values: dict[int, bytes] = {}
+    codes = _preamble_codes(block) if at == DATA_AT else []
     declared = None
     while at + 8 <= len(block):
         group, element, vr, length = _ELEMENT(block, at)
@@ -129,13 +137,24 @@ def read_meta(block: bytes, at: int = DATA_AT) -> Meta:
             declared = at + _LONG(block, at - 4)[0]
     if not values:
         raise Problem("damaged-meta")
-    codes = [] if declared == at else ["meta-length"]
+    if declared != at:
+        codes.append("meta-length")
     sop_class, sop_instance, syntax = (_text(values.get(element, b"")) for element in (0x0002, 0x0003, 0x0010))
     if not syntax:
         codes.append("no-transfer-syntax")
     if not (sop_class and sop_instance):
         codes.append("meta-incomplete")
     return Meta(sop_class, sop_instance, syntax, at, tuple(codes))
+
+
+def _preamble_codes(block: bytes) -> list[str]:
+    """Tell what the preamble holds (P10-9). It never crosses DIMSE, so it keeps no image from going on.
+
+    A TIFF header is what PS3.10 7.1 has the preamble for; a program's header makes one file an image and malware.
+    """
+    if block.startswith(_PROGRAMS):
+        return ["executable-preamble"]
+    return ["preamble-in-use"] if block[:PREFIX_AT].strip(b"\0") else []
 
 
 def is_bare(block: bytes) -> bool:
@@ -154,32 +173,40 @@ def bare_meta(block: bytes, source: Source) -> Meta | None:
             return None
     for syntax in (dataset.IMPLICIT, dataset.EXPLICIT):
         meta = Meta("", "", syntax, 0, ())
-        judged = judge(meta, source, 0)
+        judged = judge(meta, source, 0, 0)
         if judged.held is None and judged.sop_class.startswith(_STORAGE):
             return meta
     return None
 
 
-def judge(meta: Meta, source: Source, unpacked: int) -> Judged:
+def judge(meta: Meta, source: Source, size: int, unpacked: int) -> Judged:
     """Hold a whole file against PS3.10. Never raises because of its content.
 
     Args:
         meta: Its File Meta Information.
         source: Its bytes, from the preamble on.
+        size: How many they are.
         unpacked: Most bytes a deflated data set may inflate to.
     """
     codes = list(meta.codes)
+    raw: dict[int, bytes] = {}
     values: dict[int, str] = {}
     walked = dataset.Walked()
     try:
         walked = _walk(meta, source, unpacked)
     except Problem as problem:
         codes.append(problem.code)
+        unreadable = True
     else:
+        unreadable = False
         for found in walked.found:
-            values.setdefault(found.tag, _text(found.value))
+            raw.setdefault(found.tag, found.value)
+        values = {tag: _text(value) for tag, value in raw.items()}
         codes += ["trailing-padding"] if walked.padded else []
         codes += _disagreements(meta, values)
+        if (size - meta.data_set) % 2 and meta.sop_class != MEDIA_STORAGE_DIRECTORY:
+            # PS3.5 7.1.1 and A.5. An odd element alone goes through; DCMTK and Orthanc abort when the whole is odd.
+            codes.append("odd-length")
     return Judged(
         meta=meta,
         sop_class=values.get(_SOP_CLASS) or meta.sop_class,
@@ -189,6 +216,8 @@ def judge(meta: Meta, source: Source, unpacked: int) -> Judged:
         codes=tuple(dict.fromkeys(codes)),
         held=next((code for code in codes if CODES[code].severity is Severity.ERROR), None),
         ends_with_pixels=walked.ends_with_pixels,
+        patient=patient.of(raw),
+        is_unreadable=unreadable,
     )
 
 
@@ -226,9 +255,14 @@ def _disagreements(meta: Meta, values: dict[int, str]) -> list[str]:
         codes.append("sop-class-mismatch")
     if meta.sop_instance and meta.sop_instance != values.get(_SOP_INSTANCE, meta.sop_instance):
         codes.append("meta-instance")
-    if not values.get(_PATIENT_ID):
+    if not values.get(patient.ID):
         codes.append("no-patient-id")
     return list(dict.fromkeys(codes))
+
+
+def is_uid(text: str) -> bool:
+    """Tell whether a text can be a UID, leading zeros of components let pass (QUIRK: zero-led-uid)."""
+    return len(text) <= 64 and _LOOSE_UID.match(text) is not None
 
 
 def _text(value: bytes) -> str:

@@ -37,13 +37,20 @@ def join(fragments: Sequence[Span], header_limit: int, out: BinaryIO) -> Span:
         OSError: A fragment cannot be read, or the disk does not take the message.
     """
     start = out.seek(0, os.SEEK_END)
+    outer, inner, merged = b"", b"", False
     for number, fragment in enumerate(fragments, 1):
+        last = number == len(fragments)
         with fragment.path.open("rb", buffering=0) as file:
             block, body = _header(file, fragment.start, fragment.end, header_limit)
-            if number == 1:
-                inner, body = _header(file, body, fragment.end, header_limit)
-                out.write(merge(block, inner))
-            last = number == len(fragments)
+            outer = outer or block
+            if not merged:
+                begun = body
+                more, body = _header(file, begun, fragment.end, header_limit - len(inner))
+                inner += more
+                if body == begun + len(more) == fragment.end and not last:
+                    continue  # cut inside the header: it goes on in the next one
+                out.write(merge(outer, inner))
+                merged = True
             _copy(file, body, fragment.end, out, seam=not last)
     out.flush()
     return Span(Path(out.name), start, out.tell())
@@ -51,14 +58,15 @@ def join(fragments: Sequence[Span], header_limit: int, out: BinaryIO) -> Span:
 
 def merge(outer: bytes, inner: bytes) -> bytes:
     """Merge the header of the first fragment and that of the message in it, with the empty line (PRT-3 to PRT-5)."""
-    kept = [raw for name, raw in _fields(outer) if not _is_inner(name) and name not in _RECEIPT]
+    kept = [raw for name, raw in _fields(outer) if not is_inner(name) or name.startswith(_SET)]
     # Fields of a @GIT set are kept though RFC 2046 drops them: the one known sender writes them only there (PRT-5).
-    kept += [raw for name, raw in _fields(inner) if _is_inner(name) or name in _RECEIPT or name.startswith(_SET)]
+    kept += [raw for name, raw in _fields(inner) if is_inner(name)]
     return b"".join(kept) + b"\r\n"
 
 
-def _is_inner(name: str) -> bool:
-    return name.startswith("content-") or name in _FROM_INNER
+def is_inner(name: str) -> bool:
+    """Tell whether a field, named in lower case, is taken from the message that was cut, not from its first piece."""
+    return name.startswith(("content-", _SET)) or name in _FROM_INNER or name in _RECEIPT
 
 
 def _fields(block: bytes) -> Iterator[tuple[str, bytes]]:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, BinaryIO, Final
+from typing import IO, BinaryIO, Final, Literal
 
 import pybase64
 
-from gateway.core import archive, dicomdir, mime, part10, report, transfer, uu
+from gateway.core import archive, coercion, dataset, dicomdir, mime, part10, patient, report, tnef, transfer, uu
+from gateway.core.coercion import Coercion
 from gateway.core.dataset import Problem, Stored
 from gateway.core.findings import finding
 from gateway.core.mime import Part
@@ -35,6 +37,13 @@ _LOGO: Final = 20_000
 
 _HEAD: Final = 64 << 10
 """Bytes in which the File Meta Information of a file must end."""
+
+_MISMATCH: Final = {
+    "hold": "patient-mismatch",
+    "urgent": "patient-mismatch-urgent",
+    "accept": "patient-mismatch-accepted",
+}
+"""The finding about one Patient ID with two people, by what the route says."""
 
 _LINK: Final = re.compile(rb"https?://")
 
@@ -55,6 +64,8 @@ class Rules:
         ratio: Most times its size that one compressed member may inflate to.
         bare_dicom: Take data sets without preamble and meta information (AMB-2).
         uuencode: Take uuencoded files in text (AMB-16).
+        patient_mismatch: One Patient ID with two birth dates or names is held, stored with an alarm, or accepted.
+        coercion: What is changed in each data set; None: nothing.
     """
 
     parts: int
@@ -65,6 +76,8 @@ class Rules:
     ratio: int
     bare_dicom: bool = False
     uuencode: bool = False
+    patient_mismatch: Literal["hold", "urgent", "accept"] = "hold"
+    coercion: Coercion | None = None
 
 
 def read(message: Span, rules: Rules, out: BinaryIO) -> Reading:
@@ -95,6 +108,17 @@ def read_to(message: Span, rules: Rules, out: Path) -> Reading:
     out.touch(0o600)
     with out.open("r+b") as file:
         return read(message, rules, file)
+
+
+def fragment(message: Span, header_limit: int) -> Fragment | None:
+    """Tell which piece of a bigger message a message is; None when it is none, or does not say.
+
+    Raises:
+        OSError: The message cannot be read.
+    """
+    with message.path.open("rb", buffering=0) as file:
+        walk = mime.Walk(file.fileno(), message.start, message.end, parts=0, depth=0, header_limit=header_limit)
+    return _fragment(walk.head).partial if report.is_fragment(walk.head) else None
 
 
 def _fragment(head: mime.Head) -> Reading:
@@ -141,6 +165,8 @@ class _Taken:
     span: Span
     digests: Digests
     held: str | None
+    changed: tuple[str, ...] = ()
+    attached: int | None = None
 
 
 class _Reader:
@@ -223,6 +249,8 @@ class _Reader:
                 self._dicom(leaf, first, blocks)
             elif kind := archive.kind(first):
                 self._archive(kind, leaf, first, blocks)
+            elif leaf.type in tnef.TYPES:
+                raise Problem("damaged-archive")  # noqa: TRY301  one place for all that cannot be used
             elif leaf.type in mime.MESSAGES:
                 self._message(leaf, first, blocks)
             elif self._rules.uuencode and leaf.type == "text/plain":
@@ -252,16 +280,17 @@ class _Reader:
 
     def _dicom(self, leaf: _Leaf, first: bytes, blocks: Iterator[bytes]) -> None:
         self._dicom_seen = True
+        self._make_room()
         start = self._out.at
         meta = part10.read_meta(first)
         span, digests = self._write(meta.data_set, first, blocks)
         source = Stored(self._out.reader(start), first, span.size)
-        judged = part10.judge(meta, source, self._budget.limit(span.size))
+        judged = part10.judge(meta, source, span.size, self._budget.limit(span.size))
         if judged.is_directory:
             self._directory(leaf, judged, source)
             self._out.drop(start)
         else:
-            self._keep(leaf, judged, span, digests)
+            self._keep(leaf, judged, span, digests, source)
 
     def _write(self, data_set: int, first: bytes, blocks: Iterable[bytes]) -> tuple[Span, Digests]:
         """Append a file to the output; when it cannot be taken as a whole, it leaves nothing there."""
@@ -280,16 +309,59 @@ class _Reader:
         if size > self._rules.instance:
             raise Problem("instance-too-big")
 
-    def _keep(self, leaf: _Leaf, judged: part10.Judged, span: Span, digests: Digests) -> None:
+    def _keep(self, leaf: _Leaf, judged: part10.Judged, span: Span, digests: Digests, source: Stored) -> None:
         self._findings += [finding(code, leaf.section) for code in judged.codes]
         if (leaf.file_id or "").upper() == "DICOMDIR":
             self._findings.append(finding("directory-id", leaf.section))
         self._labels += [(leaf.section, label) for label in leaf.labels]
         if judged.is_identified:
             self._taken.append(_Taken(leaf, judged, span, digests, judged.held))
+            if self._rules.coercion:
+                self._coerce(self._taken[-1], source, self._rules.coercion)
         else:
             self._others.append(OtherPart(leaf.section, leaf.type, span.size))
             self._out.drop(span.start)
+
+    def _make_room(self) -> None:
+        """Leave room before a file whose head may grow: so its pixels stay where they are."""
+        if self._rules.coercion:
+            self._out.reserve(coercion.ROOM)
+
+    def _coerce(self, taken: _Taken, source: Stored, rule: Coercion) -> None:
+        """Apply the rules of the route. What they cannot change is held: with them it was to be another patient's."""
+        meta, size = taken.judged.meta, taken.span.size
+        if taken.judged.is_unreadable:
+            return
+        try:
+            if meta.transfer_syntax == dataset.DEFLATED:
+                limit = self._budget.limit(size)
+                made = coercion.plan(dataset.Inflated(source, meta.data_set, limit), 0, meta.transfer_syntax, rule)
+                if made:
+                    inflated = dataset.Inflated(source, meta.data_set, limit)
+                    taken.span = self._deflate(taken.span, meta.data_set, coercion.spliced(inflated, 0, made.edits))
+            else:
+                made = coercion.plan(source, meta.data_set, meta.transfer_syntax, rule)
+                if made:
+                    start, edits = taken.span.start - made.growth, made.edits
+                    self._out.put(start, coercion.spliced(source, 0, edits, edits[-1].end))
+                    taken.span = replace(taken.span, start=start)
+        except Problem as problem:
+            taken.held = taken.held or problem.code
+            self._findings.append(finding(problem.code, taken.leaf.section))
+        else:
+            if made:
+                taken.changed, taken.attached = made.rules, size
+
+    def _deflate(self, span: Span, data_set: int, blocks: Iterator[bytes]) -> Span:
+        """Deflate a data set anew (PS3.5 A.5), and put it where it was."""
+        packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        with tempfile.TemporaryFile(dir=self._out.path.parent) as scratch:
+            for block in blocks:
+                scratch.write(packer.compress(block))
+            scratch.write(packer.flush())
+            scratch.write(b"\0" * (scratch.tell() % 2))
+            self._out.drop(span.start + data_set)
+            return replace(span, end=self._out.put(self._out.at, _reread(scratch)))
 
     def _directory(self, leaf: _Leaf, judged: part10.Judged, source: Stored) -> None:
         """Keep what a DICOMDIR names until all parts are known: it may come anywhere (FSC-9)."""
@@ -305,6 +377,7 @@ class _Reader:
         self._dicom_seen = True
         if not self._rules.bare_dicom:
             raise Problem("bare-data-set")
+        self._make_room()
         start = self._out.at
         span, digests = self._write(0, first, blocks)
         source = Stored(self._out.reader(start), first, span.size)
@@ -315,7 +388,8 @@ class _Reader:
         if meta.data_set:
             digests = self._hash_again(meta.data_set, source, span.size)
         self._findings.append(finding("bare-data-set-taken", leaf.section))
-        self._keep(leaf, part10.judge(meta, source, self._budget.limit(span.size)), span, digests)
+        judged = part10.judge(meta, source, span.size, self._budget.limit(span.size))
+        self._keep(leaf, judged, span, digests, source)
 
     def _hash_again(self, data_set: int, source: Stored, size: int) -> Digests:
         """Hash a file whose data set was not known to begin where it does."""
@@ -333,25 +407,25 @@ class _Reader:
             raise Problem("unsupported-archive")
         if leaf.unpacked >= _ARCHIVE_DEPTH:
             raise Problem("nested-archive")
-        listed, seen, self._dicom_seen = len(self._others), self._dicom_seen, False
+        listed, noted = len(self._others), len(self._findings)
+        seen, self._dicom_seen = self._dicom_seen, False
         try:
             with tempfile.TemporaryFile(dir=self._out.path.parent) as scratch:
                 size = _spool(scratch, first, blocks)
-                if kind == archive.ZIP:
-                    most = self._rules.parts - self._leaves
-                    members = archive.unzip(scratch, self._budget, most)
-                else:
-                    unpacked = archive.gunzip(_reread(scratch), self._budget)
-                    members = iter((archive.Member("content", unpacked),))
-                for member in members:
+                for member in self._members(kind, scratch):
                     self._member(leaf, member)
-            if not self._dicom_seen and not self._findings_in(leaf):
+            if not self._dicom_seen and len(self._findings) == noted:
                 self._others[listed:] = [OtherPart(leaf.section, leaf.type, size)]
         finally:
             self._dicom_seen = self._dicom_seen or seen
 
-    def _findings_in(self, leaf: _Leaf) -> bool:
-        return any(found.where.startswith(leaf.section + "!") for found in self._findings)
+    def _members(self, kind: str, scratch: IO[bytes]) -> Iterator[archive.Member]:
+        most = self._rules.parts - self._leaves
+        if kind == archive.ZIP:
+            return archive.unzip(scratch, self._budget, most)
+        if kind == archive.TNEF:
+            return tnef.unpack(scratch, self._budget, most)
+        return iter((archive.Member("content", archive.gunzip(_reread(scratch), self._budget)),))
 
     def _member(self, outer: _Leaf, member: archive.Member, label: str | None = None) -> None:
         if self._leaves >= self._rules.parts:
@@ -395,7 +469,10 @@ class _Reader:
         self._out.finish()
         instances, repeated = _tell_apart([_instance(taken, self._cut) for taken in self._taken])
         directory, noted = self._check(instances)
-        noted += repeated
+        instances, whose = self._compare(instances)
+        noted += [*repeated, *whose]
+        if any(one.changed for one in instances):
+            noted.append(finding("patient-rewritten"))
         if report.is_report(head) or (report.is_reply(head) and not self._dicom_seen):
             kind = "report"
         elif self._dicom_seen:
@@ -404,6 +481,27 @@ class _Reader:
             kind = "other"
             noted += self._instead()
         return Reading(kind, instances, (*self._findings, *noted), tuple(self._others), directory)
+
+    def _compare(self, instances: tuple[Instance, ...]) -> tuple[tuple[Instance, ...], list[Finding]]:
+        """Hold the instances of a Patient ID that stands for two people, as the route says (AMB-25)."""
+        good = [number for number, one in enumerate(instances) if one.held is None]
+        rule = self._rules.coercion
+        found = patient.compare(
+            [(self._taken[number].judged.patient, instances[number].study) for number in good],
+            one_issuer=bool(rule and rule.rule.issuer),
+        )
+        parts = [instances[number].part for number in good]
+        code = _MISMATCH[self._rules.patient_mismatch]
+        noted = [finding(code, parts[place]) for place in sorted(found.mismatched)]
+        noted += [finding("unknown-characters", parts[place]) for place in sorted(found.unread)]
+        noted += [finding("several-patients")] if found.count > 1 else []
+        noted += [] if found.shared_study is None else [finding("study-of-several-patients", parts[found.shared_study])]
+        if self._rules.patient_mismatch == "hold":
+            told = list(instances)
+            for place in found.mismatched:
+                told[good[place]] = replace(instances[good[place]], held=code)
+            instances = tuple(told)
+        return instances, noted
 
     def _instead(self) -> list[Finding]:
         """Tell what a mail without DICOM has in its place (AMB-19, AMB-36)."""
@@ -416,18 +514,23 @@ class _Reader:
         scopes = [_scope(section) for section, _ in self._directories]
         if len(scopes) == 1:
             scopes = [""]
-        if len(set(scopes)) < len(scopes):
+        # Every file is put to its scope once: thousands of directories must not be asked about thousands of files.
+        uids: dict[str, list[str]] = {scope: [] for scope in scopes}
+        labels: dict[str, list[str]] = {scope: [] for scope in scopes}
+        if len(uids) < len(scopes):
             # AMB-11: nobody can say which file belongs to which.
             return None, [finding("directory-repeated")]
+        for one in instances if scopes else ():
+            uids.setdefault(_belongs(one.part, labels), []).append(one.sop_instance)
+        for where, label in self._labels if scopes else ():
+            labels.setdefault(_belongs(where, uids), []).append(label)
         noted: list[Finding] = []
         missing: list[str] = []
         for scope, (section, references) in zip(scopes, self._directories, strict=True):
-            uids = [one.sop_instance for one in instances if _belongs(one.part, scopes) == scope]
-            labels = [label for where, label in self._labels if _belongs(where, scopes) == scope]
-            check = dicomdir.check(references, labels, uids)
+            check = dicomdir.check(references, labels[scope], uids[scope])
             missing += check.missing
             noted += [] if check.complete else [finding("directory-missing", section)]
-            if not {reference.sop_instance for reference in references} >= set(uids):
+            if not {reference.sop_instance for reference in references} >= set(uids[scope]):
                 noted.append(finding("directory-extra", section))
         return (DirectoryCheck(not missing, tuple(missing)) if scopes else None), noted
 
@@ -438,9 +541,9 @@ def _scope(section: str) -> str:
     return section[: max(at, section.rfind("!")) + 1]
 
 
-def _belongs(section: str, scopes: list[str]) -> str:
+def _belongs(section: str, scopes: Container[str]) -> str:
     """Return the narrowest scope that a file lies in."""
-    return max((scope for scope in scopes if section.startswith(scope)), key=len, default="")
+    return next((section[:at] for at in range(len(section), 0, -1) if section[:at] in scopes), "")
 
 
 def _instance(taken: _Taken, held: str | None) -> Instance:
@@ -459,6 +562,8 @@ def _instance(taken: _Taken, held: str | None) -> Instance:
         file=taken.span,
         data_set=judged.meta.data_set,
         held=taken.held or held,
+        changed=taken.changed,
+        attached=taken.attached,
     )
 
 

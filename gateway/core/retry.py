@@ -38,11 +38,13 @@ class Facts:
         failures: Definite failures so far.
         unknown: Sends without a valid answer so far.
         age: Since the message was taken in.
+        alike: Definite failures of the last one's kind so far.
     """
 
     failures: int
     unknown: int
     age: timedelta
+    alike: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,12 @@ class Bounds:
     Attributes:
         give_up: Age after which a transient failure is final.
         unknown_sends: Sends without a valid answer after which a person decides.
-        failures: Definite failures after which it is final whatever the age; None for no such bound.
+        alike: Definite failures of one kind after which it is final whatever the age; None for no such bound.
     """
 
     give_up: timedelta
     unknown_sends: int
-    failures: int | None = None
+    alike: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def grow(first: timedelta, longest: timedelta, times: int) -> timedelta:
 
 def after_failure(facts: Facts, bounds: Bounds, dice: float) -> Next:
     """Decide after a definite, transient answer."""
-    worn_out = bounds.failures is not None and facts.failures >= bounds.failures
+    worn_out = bounds.alike is not None and facts.alike >= bounds.alike
     too_old = facts.age >= bounds.give_up and facts.failures >= FEWEST_TRIES
     if worn_out or too_old:
         return Next(Outcome.FAILED, None)

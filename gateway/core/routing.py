@@ -7,12 +7,14 @@ route that matches wins, for each recipient by itself, so that a message to two 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from fnmatch import translate
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Literal
 
+from gateway.core.coercion import Rule
 from gateway.errors import RefusedError
 from gateway.model import Envelope, Header
 
@@ -61,6 +63,10 @@ class Route:
         store: Names of the destinations.
         urgent: Goes first.
         late: After how long somebody is told that it is not delivered.
+        patient_mismatch: ``hold`` or ``accept``: one Patient ID with two birth dates or names.
+        coerce: What it changes in each data set.
+        bare_dicom: It takes data sets without preamble and meta information.
+        uuencode: It takes uuencoded files in text.
     """
 
     name: str
@@ -70,6 +76,10 @@ class Route:
     store: tuple[str, ...]
     urgent: bool
     late: timedelta
+    patient_mismatch: Literal["hold", "accept"] = "hold"
+    coerce: Rule = field(default_factory=Rule)
+    bare_dicom: bool = False
+    uuencode: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +121,11 @@ class Decision:
     def late(self) -> timedelta | None:
         """The shortest patience of its routes; None without a route."""
         return min((route.late for route in self.routes), default=None)
+
+    @property
+    def is_contradictory(self) -> bool:
+        """Whether its routes would change its data sets in different ways: there is one of each for all of them."""
+        return len({route.coerce for route in self.routes}) > 1
 
 
 def matches(pattern: str, address: str) -> bool:

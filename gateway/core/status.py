@@ -124,7 +124,7 @@ TABLE: Final = (
     Row(
         0x0213,
         0x0213,
-        Verdict(Action.RETRY, "out-of-resources", "resource limitation", "PS3.7 Annex C", PROCESSING_TRIES),
+        Verdict(Action.RETRY, "resource-limitation", "resource limitation", "PS3.7 Annex C", PROCESSING_TRIES),
     ),
     Row(0x0111, 0x0111, Verdict(Action.DUPLICATE, "duplicate", "duplicate SOP instance", "PS3.7 Annex C")),
     Row(0x0117, 0x0117, Verdict(Action.INSTANCE, "instance-invalid", "invalid object instance", "PS3.7 Annex C")),

@@ -52,10 +52,10 @@ class Workers:
         self._idle: asyncio.Queue[_Worker | None] = asyncio.Queue()  # None: a place whose worker is gone
         self._all: set[_Worker] = set()
 
-    async def open(self) -> None:
-        """Start them, so that the first message does not wait for an interpreter."""
+    async def open(self, *, at_once: bool = True) -> None:
+        """Start them, so that the first message does not wait for an interpreter; or each when it is needed."""
         for _ in range(self._count):
-            self._idle.put_nowait(await self._start())
+            self._idle.put_nowait(await self._start() if at_once else None)
 
     async def close(self) -> None:
         """End them, busy or not."""

@@ -6,23 +6,29 @@ After a crash the marked rows are exactly the doubtful ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, exists, func, insert, or_, select, update
 
 from gateway.core.retry import Facts, Next
 from gateway.ledger import tickets
 from gateway.ledger.events import tell
 from gateway.ledger.messages import fold
 from gateway.ledger.notices import close_notice, open_notice
-from gateway.ledger.tables import delivery, destination, instance, message
-from gateway.model import Outcome
+from gateway.ledger.tables import MAIL, delivery, destination, instance, message
+from gateway.model import Outcome, Stage
 
 DOWN_BEFORE_NOTICE = timedelta(minutes=2)
 """How long a destination may be silent before a person is told: a PACS that restarts is no incident."""
+
+ITEMS: Final = 256
+"""Messages of which something is taken from the ledger at once: those whose turn comes first."""
+
+FEWEST: Final = 32
+"""Instances of each of them that are taken at least."""
 
 FARTHEST = timedelta(hours=2)
 """No back-off is that long: a next attempt later than that was written by a clock that ran ahead, and is due (R29)."""
@@ -44,6 +50,15 @@ class Work:
         received_at: When its message came.
         failures: Definite failures so far.
         unknown: Sends without a valid answer so far.
+        number: Its place in its message.
+        study: Study Instance UID.
+        series: Series Instance UID.
+        partner: Who sent it; empty when nobody's name is known.
+        urgent: It goes before what is not.
+        answers: Definite failures so far by code; None: none.
+        aborted_at: When the peer first cut an association while it was on the wire; None: never.
+        known: The same was stored or queued before.
+        absences: How often it was said to be stored and was not.
     """
 
     id: int
@@ -57,6 +72,15 @@ class Work:
     received_at: datetime
     failures: int
     unknown: int
+    number: int = 0
+    study: str = ""
+    series: str = ""
+    partner: str = ""
+    urgent: bool = False
+    answers: Mapping[str, int] | None = field(default=None, hash=False)
+    aborted_at: datetime | None = None
+    known: bool = False
+    absences: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +97,11 @@ class Settled:
         sent: Whether it was on the wire at all.
         unknown: Whether it is one more send without a valid answer.
         failed: Whether it is one more definite failure.
+        aborted: Whether the peer cut the association while it was on the wire.
+        stored: Whether a success status came that is still to be proved.
+        remark: What that status remarked.
+        syntax: The transfer syntax it was transcoded to; None when it went as it came.
+        change: What transcoding changed, in plain words.
     """
 
     work: Work
@@ -84,37 +113,102 @@ class Settled:
     sent: bool
     unknown: bool
     failed: bool
+    aborted: bool = False
+    stored: bool = False
+    remark: str | None = None
+    syntax: str | None = None
+    change: str = ""
 
 
-def due(connection: Connection, name: str, now: datetime, most: int, besides: Collection[int] = ()) -> list[Work]:
-    """List what is due at a destination: urgent routes first, then as it came, a message's instances in their order."""
-    statement = (
-        select(
-            delivery.c.id,
-            delivery.c.message,
-            instance.c.sop_class,
-            instance.c.sop_instance,
-            instance.c.transfer_syntax,
-            message.c.instances_blob,
-            instance.c.start + instance.c.data_set,
-            instance.c.start + instance.c.size,
-            message.c.received_at,
-            delivery.c.failures,
-            delivery.c.sends_unknown,
-        )
-        .join(instance, (instance.c.message == delivery.c.message) & (instance.c.number == delivery.c.number))
-        .join(message, message.c.id == delivery.c.message)
-        .where(
-            delivery.c.destination == name,
-            delivery.c.outcome == Outcome.WAITING,
-            ~delivery.c.sending,
-            or_(delivery.c.next_attempt <= now, delivery.c.next_attempt > now + FARTHEST),
-        )
-        .order_by(message.c.urgent.desc(), message.c.received_at, delivery.c.id)
-        .limit(most + len(besides))
+def _ready(name: str, now: datetime, *, forced: bool = False) -> ColumnElement[bool]:
+    """What may be sent to a destination now, or after a person's word alone."""
+    ready = (
+        (delivery.c.destination == name)
+        & (delivery.c.outcome == Outcome.WAITING)
+        & delivery.c.stored_at.is_(None)
+        & ~delivery.c.sending
+        & or_(delivery.c.next_attempt <= now, delivery.c.next_attempt > now + FARTHEST)
     )
-    work = [Work(*row) for row in connection.execute(statement)]
+    return ready & delivery.c.forced if forced else ready
+
+
+_WORK: Final = (
+    delivery.c.id,
+    delivery.c.message,
+    instance.c.sop_class,
+    instance.c.sop_instance,
+    instance.c.transfer_syntax,
+    message.c.instances_blob,
+    instance.c.start + instance.c.data_set,
+    instance.c.start + instance.c.size,
+    message.c.received_at,
+    delivery.c.failures,
+    delivery.c.sends_unknown,
+    delivery.c.number,
+    instance.c.study,
+    instance.c.series,
+    func.coalesce(message.c.partner, ""),
+    message.c.urgent,
+    delivery.c.answers,
+    delivery.c.aborted_at,
+    delivery.c.known,
+    delivery.c.absences,
+)
+_SOURCES: Final = delivery.join(
+    instance, (instance.c.message == delivery.c.message) & (instance.c.number == delivery.c.number)
+).join(message, message.c.id == delivery.c.message)
+
+
+def due(
+    connection: Connection,
+    name: str,
+    now: datetime,
+    most: int,
+    besides: Collection[int] = (),
+    *,
+    forced: bool = False,
+) -> list[Work]:
+    """List what is due at a destination: urgent routes first, then partners and their messages in turn.
+
+    However much waits, this looks at the messages that wait and at a few instances of the first of them.
+
+    Args:
+        connection: Of one transaction.
+        name: The destination.
+        now: The moment.
+        most: How many at most.
+        besides: Deliveries that are left out: they are in hand.
+        forced: Only what a person wants to be sent now.
+    """
+    keys = _turns(connection, name, now, forced=forced)
+    if not keys:
+        return []
+    share = max(FEWEST, -(-most // len(keys))) + len(besides)
+    place = func.row_number().over(partition_by=delivery.c.message, order_by=delivery.c.id).label("place")
+    mine = delivery.c.message.in_(keys) & _ready(name, now, forced=forced)
+    some = select(delivery.c.id, place).where(mine).subquery()
+    first = select(some.c.id).where(some.c.place <= share)
+    rows = connection.execute(select(*_WORK).select_from(_SOURCES).where(delivery.c.id.in_(first)))
+    turn = {key: at for at, key in enumerate(keys)}
+    work = [Work(*row) for row in rows]
+    work.sort(key=lambda one: (turn[one.message], one.id))
     return [one for one in work if one.id not in besides][:most]
+
+
+def _turns(connection: Connection, name: str, now: datetime, *, forced: bool) -> list[str]:
+    """Name the messages whose turn it is: the urgent ones, then one of each partner after the other."""
+    ready = exists().where(delivery.c.message == message.c.id, _ready(name, now, forced=forced))
+    turn = func.row_number().over(
+        partition_by=(message.c.urgent, message.c.partner), order_by=(message.c.received_at, message.c.id)
+    )
+    return list(
+        connection.scalars(
+            select(message.c.id)
+            .where(message.c.outcome == Outcome.WAITING, message.c.stage == Stage.STORE, ready)
+            .order_by(message.c.urgent.desc(), turn, message.c.received_at, message.c.id)
+            .limit(ITEMS)
+        )
+    )
 
 
 def next_due(connection: Connection, name: str) -> datetime | None:
@@ -139,6 +233,12 @@ _SETTLE = (
         sends=delivery.c.sends - bindparam("not_sent"),
         sends_unknown=delivery.c.sends_unknown + bindparam("unknown"),
         failures=delivery.c.failures + bindparam("failed"),
+        answers=bindparam("new_answers"),
+        aborted_at=func.coalesce(delivery.c.aborted_at, bindparam("aborted")),
+        stored_at=bindparam("stored"),
+        remark=bindparam("new_remark"),
+        sent_syntax=bindparam("syntax"),
+        forced=False,
     )
 )
 # A person may have held or dropped it while it was on the wire: what the peer said is then kept as a fact, no more.
@@ -184,6 +284,8 @@ def settle(
     rows = [_settlement(one, now) for one in settled]
     connection.execute(_REMARK, [{k: v for k, v in row.items() if k in _REMARK_KEYS} for row in rows])
     connection.execute(_SETTLE, rows)
+    if any(one.status is not None for one in settled):
+        _change(connection, name, {"answered_at": now})
     keys = list(dict.fromkeys(one.work.message for one in settled))
     first = message.c.id.in_(keys) & message.c.store_began_at.is_(None)
     connection.execute(update(message).where(first).values(store_began_at=began))
@@ -208,14 +310,29 @@ def _settlement(one: Settled, now: datetime) -> dict[str, Any]:
         "not_sent": 0 if one.sent else 1,
         "unknown": int(one.unknown),
         "failed": int(one.failed),
+        "new_answers": _count(one) or None,
+        "aborted": now if one.aborted else None,
+        "stored": now if one.stored else None,
+        "new_remark": one.remark,
+        "syntax": one.syntax,
     }
+
+
+def _count(one: Settled) -> dict[str, int]:
+    """Count a transient failure with those of its kind."""
+    answers = dict(one.work.answers or {})
+    if one.failed and one.code is not None:
+        answers[one.code] = answers.get(one.code, 0) + 1
+    return answers
 
 
 def _tell_window(connection: Connection, name: str, key: str, settled: Sequence[Settled], now: datetime) -> None:
     groups: dict[tuple[str, str], int] = {}
     for one in settled:
         answer = f"0x{one.status:04X}" if one.status is not None else (one.comment or one.code or "no answer")
-        what = "unknown" if one.unknown else str(one.outcome)
+        what = "unknown" if one.unknown else "stored, to be confirmed" if one.stored else str(one.outcome)
+        if one.syntax is not None:
+            answer = f"{answer}, transcoded to {one.syntax}: {one.change}"
         groups[what, answer] = groups.get((what, answer), 0) + 1
     text = "; ".join(f"{count} {what} ({answer})" for (what, answer), count in groups.items())
     tell(connection, now, "sent", f"to {name}: {text}", message=key, destination=name)
@@ -241,6 +358,7 @@ def recover(connection: Connection, name: str, now: datetime, decide: Callable[[
             "comment": "gateway stopped",
         }
         if row.outcome == Outcome.WAITING:
+            # What was being sent again for want of a proof is a send like any other: it may be there or not.
             held = follows.outcome is Outcome.HELD
             values |= {"outcome": follows.outcome, "code": "in-doubt"}
             values |= {"next_attempt": now + follows.wait if follows.wait else None, "closed_at": now if held else None}
@@ -266,7 +384,7 @@ def orphan(connection: Connection, configured: Collection[str], now: datetime) -
     What is on the wire is left to its lane, which writes down what became of it and looks once more.
     """
     waiting = (delivery.c.outcome == Outcome.WAITING) & delivery.c.destination.not_in(list(configured))
-    waiting &= ~delivery.c.sending
+    waiting &= ~delivery.c.sending & delivery.c.destination.not_like(f"{MAIL}%")
     keys = list(connection.scalars(select(delivery.c.message).where(waiting).distinct()))
     if not keys:
         return 0
@@ -289,6 +407,7 @@ class Condition:
         breaker_until: No attempt before this; None when it is well.
         down_since: When it was last reached before it failed; None when it is well.
         trouble: What it said last; None when it is well.
+        answered_at: When it last answered about an instance or an echo; None: never.
     """
 
     name: str
@@ -297,6 +416,7 @@ class Condition:
     breaker_until: datetime | None = None
     down_since: datetime | None = None
     trouble: str | None = None
+    answered_at: datetime | None = field(default=None, compare=False)
 
 
 def condition(connection: Connection, name: str) -> Condition:
@@ -304,7 +424,7 @@ def condition(connection: Connection, name: str) -> Condition:
     row = connection.execute(select(destination).where(destination.c.name == name)).one_or_none()
     if row is None:
         return Condition(name)
-    return Condition(name, row.paused, row.failures, row.breaker_until, row.down_since, row.trouble)
+    return Condition(name, row.paused, row.failures, row.breaker_until, row.down_since, row.trouble, row.answered_at)
 
 
 def _change(connection: Connection, name: str, values: dict[str, Any]) -> None:
@@ -344,6 +464,11 @@ def mend(connection: Connection, before: Condition, now: datetime) -> None:
     if before.trouble is not None:
         tell(connection, now, "destination-up", f"{before.name} answers again", destination=before.name)
     close_notice(connection, now, "destination-down", before.name)
+
+
+def answer(connection: Connection, name: str, now: datetime) -> None:
+    """Note that a destination answered."""
+    _change(connection, name, {"answered_at": now})
 
 
 def pause(connection: Connection, name: str, paused: bool, now: datetime, who: str) -> None:

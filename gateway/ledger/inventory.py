@@ -6,7 +6,7 @@ All of it is read from the tables alone (R36), and comes as the JSON documents o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -24,10 +24,23 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    true,
 )
 
+from gateway.ledger import submissions
 from gateway.ledger.notices import open_notices
-from gateway.ledger.tables import delivery, destination, event, finding, instance, message, ticket, total
+from gateway.ledger.tables import (
+    MAIL,
+    delivery,
+    destination,
+    event,
+    finding,
+    instance,
+    message,
+    submission,
+    ticket,
+    total,
+)
 from gateway.ledger.verbs import UnknownItemError
 from gateway.model import PROBLEMS, Outcome, Stage, utc
 
@@ -67,7 +80,9 @@ def list_items(
     }
 
 
-def _items() -> Select[Any]:
+def _items(key: str | None = None) -> Select[Any]:
+    """Select items with the counts of their deliveries: all, or the one of which alone they are then counted."""
+    mine = delivery.c.message == key if key is not None else true()
     counts = (
         select(
             delivery.c.message,
@@ -77,10 +92,12 @@ def _items() -> Select[Any]:
             func.min(delivery.c.next_attempt).label("next_attempt"),
             func.sum(cast(_DOUBTFUL, Integer)).label("doubtful"),
         )
+        .where(mine)
         .group_by(delivery.c.message)
         .subquery()
     )
-    pending = select(ticket.c.due).where(ticket.c.key == literal("receive:") + message.c.id).scalar_subquery()
+    mine = ticket.c.key.in_([literal("receive:") + message.c.id, literal("compose:") + message.c.id])
+    pending = select(func.min(ticket.c.due)).where(mine).scalar_subquery()
     return select(
         message,
         _STAGE.label("shown_stage"),
@@ -89,13 +106,13 @@ def _items() -> Select[Any]:
         counts.c.sends,
         counts.c.next_attempt,
         counts.c.doubtful,
-        pending.label("receive_due"),
+        pending.label("look_due"),
     ).outerjoin(counts, counts.c.message == message.c.id)
 
 
 def _item(row: Any, now: datetime) -> dict[str, Any]:
     waiting = row.outcome == Outcome.WAITING
-    due = (row.receive_due if row.stage == Stage.RECEIVE else row.next_attempt) if waiting else None
+    due = (row.look_due if row.stage in {Stage.RECEIVE, Stage.COMPOSE} else row.next_attempt) if waiting else None
     return {
         "id": row.id,
         "direction": row.direction,
@@ -109,7 +126,8 @@ def _item(row: Any, now: datetime) -> dict[str, Any]:
         "age_seconds": round(max((now - row.received_at).total_seconds(), 0), 3),
         "code": row.code,
         "message_id": row.message_id,
-        "duplicate_of": row.duplicate_of,
+        "duplicate_of": None if row.kind == "partial" else row.duplicate_of,
+        "part_of": row.duplicate_of if row.kind == "partial" else None,
         "doubtful": row.doubtful or 0,
         "urgent": bool(row.urgent),
         "size": row.size,
@@ -119,10 +137,11 @@ def _item(row: Any, now: datetime) -> dict[str, Any]:
 
 def _destination(row: Any) -> dict[str, Any]:
     return {
-        "name": row.name,
+        "name": row.name.removeprefix(MAIL),
         "paused": bool(row.paused),
         "down_since": utc(row.down_since) if row.down_since else None,
         "trouble": row.trouble,
+        "answered": utc(row.answered_at) if row.answered_at else None,
         "next_probe": utc(row.breaker_until) if row.breaker_until else None,
     }
 
@@ -133,7 +152,7 @@ def show_item(connection: Connection, key: str, now: datetime) -> dict[str, Any]
     Raises:
         UnknownItemError: There is no such item.
     """
-    row = connection.execute(_items().where(message.c.id == key)).one_or_none()
+    row = connection.execute(_items(key).where(message.c.id == key)).one_or_none()
     if row is None:
         raise UnknownItemError(f"there is no item {key}", hint="dicom-mail queue list")
     events = connection.execute(select(event.c.at, event.c.text).where(event.c.message == key).order_by(event.c.id))
@@ -142,6 +161,7 @@ def show_item(connection: Connection, key: str, now: datetime) -> dict[str, Any]
         store = (row.store_ended_at - row.store_began_at).total_seconds()
     return {
         **_item(row, now),
+        "mails": _mails(connection, key),
         "door": row.door,
         "peer": row.peer,
         "routes": row.routes,
@@ -172,19 +192,45 @@ def _details(connection: Connection, key: str) -> list[dict[str, Any]]:
         .where(instance.c.message == key)
         .order_by(instance.c.number, delivery.c.destination)
     )
+    mails = submissions.mails_of(connection, key)
     return [
         {
             "sop_instance": row.sop_instance,
-            "destination": row.destination,
+            "destination": row.destination.removeprefix(MAIL),
             "outcome": row.outcome,
             "sends": row.sends,
             "sends_unknown": row.sends_unknown,
             "status": None if row.status is None else f"0x{row.status:04X}",
-            "mail": None,
+            "mail": next(iter(mails.get(row.file_set, ())), None),
+            "mails": mails.get(row.file_set, []),
             "code": row.code,
             "comment": row.comment,
             "next_attempt": utc(row.next_attempt) if row.next_attempt and row.outcome == Outcome.WAITING else None,
             "part": row.part,
+            "sent_as": row.sent_syntax,
+            "stored": utc(row.stored_at) if row.stored_at else None,
+            "known": bool(row.known),
+        }
+        for row in rows
+    ]
+
+
+def _mails(connection: Connection, key: str) -> list[dict[str, Any]]:
+    """The mails of a collection: which part of how many, how big, and what the relay said."""
+    rows = connection.execute(select(submission).where(submission.c.message == key).order_by(submission.c.number))
+    return [
+        {
+            "message_id": row.message_id,
+            "part": row.part,
+            "parts": row.parts,
+            "size": row.size,
+            "outcome": row.outcome,
+            "code": row.code,
+            "sends": row.sends,
+            "sends_unknown": row.sends_unknown,
+            "status": None if row.status is None else str(row.status),
+            "comment": row.comment,
+            "next_attempt": utc(row.next_attempt) if row.next_attempt and row.outcome == Outcome.WAITING else None,
         }
         for row in rows
     ]
@@ -240,7 +286,9 @@ def _astray(connection: Connection) -> set[str]:
     def has(which: ColumnElement[bool]) -> ColumnElement[bool]:
         return exists().where(delivery.c.message == message.c.id, which)
 
-    stored = (message.c.stage == Stage.STORE) & message.c.duplicate_of.is_(None)
+    stored = message.c.stage.in_([Stage.STORE, Stage.SUBMIT]) & message.c.duplicate_of.is_(None)
+    mail = exists().where(submission.c.message == message.c.id)
+    open_mail = submission.c.outcome == Outcome.WAITING
     first = message.alias("first")
     worse = (
         stored & (message.c.outcome == fine) & has(delivery.c.outcome.in_(PROBLEMS[:at]))
@@ -251,6 +299,10 @@ def _astray(connection: Connection) -> set[str]:
         stored & ~has(delivery.c.outcome == message.c.outcome),
         has((delivery.c.outcome == Outcome.WAITING) & delivery.c.next_attempt.is_(None)),
         _unknown(message),
+        mail.where(open_mail & submission.c.next_attempt.is_(None)),
+        mail.where(_unknown(submission)),
+        (message.c.outcome != Outcome.WAITING) & mail.where(open_mail),
+        (message.c.stage == Stage.COMPOSE) & ~has(delivery.c.file_set.is_(None)),
         exists().where(first.c.id == message.c.duplicate_of, first.c.outcome != message.c.outcome),
     )
     return set(connection.scalars(select(message.c.id).where(wrong)))
@@ -259,7 +311,14 @@ def _astray(connection: Connection) -> set[str]:
 def _without_bytes(connection: Connection, has_bytes: Callable[[str], bool]) -> set[str]:
     needed = message.c.outcome.in_([Outcome.WAITING, Outcome.HELD, Outcome.FAILED]) & message.c.purged_at.is_(None)
     rows = connection.execute(select(message.c.id, message.c.blob, message.c.instances_blob).where(needed))
-    return {key for key, *blobs in rows if not all(has_bytes(blob) for blob in blobs if blob)}
+    astray = {key for key, *blobs in rows if not all(has_bytes(blob) for blob in blobs if blob)}
+    for table in (instance, submission):
+        undecided: ColumnElement[bool] = table.c.blob.is_not(None)
+        if table is submission:
+            undecided = submission.c.outcome.in_([Outcome.WAITING, Outcome.HELD, Outcome.FAILED])
+        mine = select(message.c.id, table.c.blob).join(table, table.c.message == message.c.id)
+        astray |= {key for key, blob in connection.execute(mine.where(needed, undecided)) if not has_bytes(blob)}
+    return astray
 
 
 def tickets_missing(connection: Connection) -> list[str]:
@@ -275,9 +334,20 @@ def tickets_missing(connection: Connection) -> list[str]:
     unsent = (
         select(storing)
         .where(delivery.c.outcome == Outcome.WAITING, ~exists().where(ticket.c.key == storing))
+        .where(delivery.c.destination.not_like(f"{MAIL}%"))
         .distinct()
     )
-    return [*connection.scalars(unread), *connection.scalars(unsent)]
+    composing = literal("compose:") + message.c.id
+    uncomposed = select(composing).where(
+        message.c.outcome == Outcome.WAITING,
+        message.c.stage == Stage.COMPOSE,
+        ~exists().where(ticket.c.key == composing),
+    )
+    unsubmitted = exists().where((submission.c.outcome == Outcome.WAITING) | submission.c.sending)
+    lane = select(literal(submissions.LANE)).where(
+        unsubmitted, ~exists().where(ticket.c.key == literal(submissions.LANE))
+    )
+    return [key for missing in (unread, unsent, uncomposed, lane) for key in connection.scalars(missing)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +363,8 @@ class Census:
         paused: 1 for each destination that a person paused, else 0.
         notices: Open ones, by kind.
         tickets: By stage.
+        unconfirmed: Instances stored and not yet confirmed, by destination.
+        answered: When each destination last answered, in seconds since the epoch; only those that ever did.
     """
 
     messages: dict[str, float]
@@ -303,6 +375,8 @@ class Census:
     paused: dict[str, float]
     notices: dict[str, float]
     tickets: dict[str, float]
+    unconfirmed: dict[str, float] = field(default_factory=dict)
+    answered: dict[str, float] = field(default_factory=dict)
 
 
 def census(connection: Connection, now: datetime, destinations: Collection[str]) -> Census:
@@ -312,6 +386,8 @@ def census(connection: Connection, now: datetime, destinations: Collection[str])
     by_outcome = select(delivery.c.destination, delivery.c.outcome, func.count())
     instances = connection.execute(by_outcome.group_by(delivery.c.destination, delivery.c.outcome)).all()
     doubtful = select(delivery.c.destination, func.count()).where(_DOUBTFUL).group_by(delivery.c.destination)
+    unproved = (delivery.c.outcome == Outcome.WAITING) & delivery.c.stored_at.is_not(None)
+    unconfirmed = select(delivery.c.destination, func.count()).where(unproved).group_by(delivery.c.destination)
     waiting = (
         select(delivery.c.destination, func.min(message.c.received_at))
         .join(message, message.c.id == delivery.c.message)
@@ -335,4 +411,6 @@ def census(connection: Connection, now: datetime, destinations: Collection[str])
         zero | {row.name: float(row.paused) for row in rows},
         kinds,
         {name: float(count) for name, count in connection.execute(select(stage, func.count()).group_by(stage))},
+        zero | {name: float(count) for name, count in connection.execute(unconfirmed)},
+        {row.name: row.answered_at.timestamp() for row in rows if row.answered_at is not None},
     )

@@ -13,13 +13,14 @@ from typing import Final
 
 from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
-from gateway.ledger import inventory, tickets
+from gateway.ledger import fragments, inventory, submissions, tickets
 from gateway.ledger.events import tell
 from gateway.ledger.ledger import Ledger
+from gateway.ledger.messages import MISMATCH
 from gateway.ledger.notices import close_notice, open_notice
 from gateway.ledger.spool import Spool
-from gateway.ledger.tables import delivery, event, finding, instance, message, total
-from gateway.model import Outcome
+from gateway.ledger.tables import collection, delivery, event, finding, instance, message, submission, total
+from gateway.model import Direction, Outcome
 
 ORPHAN_AGE: Final = timedelta(hours=24)
 """Bytes without a row may be on their way to one; after a day they are not."""
@@ -97,7 +98,8 @@ def note_late(connection: Connection, now: datetime) -> int:
     late = (message.c.outcome == Outcome.WAITING) & (message.c.late_at <= now) & message.c.duplicate_of.is_(None)
     rows = connection.execute(select(message.c.id, message.c.partner).where(late)).all()
     for row in rows:
-        text = f"{row.id} from {row.partner or 'a sender without a partner entry'} is late"
+        way = "from" if row.id.startswith(Direction.IN) else "for"
+        text = f"{row.id} {way} {row.partner or 'a sender without a partner entry'} is late"
         open_notice(connection, now, "late", row.id, text, f"dicom-mail queue show {row.id}")
     return len(rows)
 
@@ -116,9 +118,11 @@ def _purge_bytes(connection: Connection, now: datetime, before: datetime) -> lis
     rows = connection.execute(
         select(message.c.id, message.c.blob, message.c.instances_blob).where(done).limit(MOST_ROWS)
     )
-    blobs: list[str] = []
-    for key, *mine in rows.all():
+    found = rows.all()
+    blobs: list[str] = submissions.blobs(connection, [row.id for row in found]) if found else []
+    for key, *mine in found:
         connection.execute(update(message).where(message.c.id == key).values(purged_at=now))
+        close_notice(connection, now, MISMATCH, key)
         tell(connection, now, "purged", "its bytes were deleted: the time to keep them is over", message=key)
         blobs += [blob for blob in mine if blob]
     return blobs
@@ -135,8 +139,9 @@ def _purge_rows(connection: Connection, before: datetime) -> int:
         counts = select(table.c.outcome, func.count()).where(column.in_(keys)).group_by(table.c.outcome)
         for outcome, count in connection.execute(counts).all():
             _add_total(connection, unit, outcome, count)
-    for table in (delivery, instance, finding, event):
+    for table in (delivery, instance, submission, collection, finding, event):
         connection.execute(delete(table).where(table.c.message.in_(keys)))
+    fragments.forget(connection, keys)
     connection.execute(delete(message).where(message.c.id.in_(keys)))
     return len(keys)
 
@@ -150,4 +155,8 @@ def _add_total(connection: Connection, unit: str, outcome: str, count: int) -> N
 def _needed(connection: Connection, keys: list[str]) -> set[str]:
     mine = or_(message.c.blob.in_(keys), message.c.instances_blob.in_(keys)) & message.c.purged_at.is_(None)
     rows = connection.execute(select(message.c.blob, message.c.instances_blob).where(mine))
-    return {blob for row in rows for blob in row if blob}
+    found = {blob for row in rows for blob in row if blob}
+    for table in (instance, submission):
+        item = (message.c.id == table.c.message) & message.c.purged_at.is_(None)
+        found.update(connection.scalars(select(table.c.blob).join(message, item).where(table.c.blob.in_(keys))))
+    return found

@@ -14,11 +14,14 @@ from gateway.core.routing import Decision
 from gateway.ledger import tickets
 from gateway.ledger.events import append, entry, tell
 from gateway.ledger.notices import close_notice, open_notice
-from gateway.ledger.tables import delivery, finding, instance, message
+from gateway.ledger.tables import MAIL, delivery, event, finding, instance, message
 from gateway.model import Direction, Envelope, Header, Instance, Outcome, Reading, Stage, first_problem
 
 DROPPED: Final = "dropped"
 """The code of what a person refused."""
+
+MISMATCH: Final = "patient-mismatch-urgent"
+"""A finding, and the notice about it: a person looks at what was stored, and releases it to say so."""
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: nothing that is misread on the telephone
 
@@ -76,7 +79,7 @@ def accept(connection: Connection, arrivals: Sequence[Arrival]) -> list[str | No
         row = _row(arrival)
         first = _first_of(connection, row, arrival.known_since) or _first_among(rows, row)
         if first is not None:
-            row |= {"duplicate_of": first["id"], "late_at": None}
+            row |= {"duplicate_of": first["duplicate_of"] or first["id"], "late_at": None}
             row |= {name: first[name] for name in ("outcome", "code", "stage", "closed_at")}
         rows.append(row)
         firsts.append(row["duplicate_of"])
@@ -163,11 +166,13 @@ _FIRST: Final = (
         message.c.closed_at,
         message.c.partner,
         message.c.routes,
+        message.c.duplicate_of,
     )
     .where(
         message.c.message_id == bindparam("same_id"),
         message.c.body_sha256 == bindparam("same_body"),
-        message.c.duplicate_of.is_(None),
+        # A fragment may have the outcome of another one and is the first of its repetitions all the same.
+        or_(message.c.duplicate_of.is_(None), message.c.kind == "partial"),
         message.c.received_at > bindparam("since"),
         message.c.direction == Direction.IN,
     )
@@ -203,6 +208,8 @@ class Row:
     tries: int
     stage: Stage
     outcome: Outcome
+    body_sha256: str
+    duplicate_of: str | None
 
 
 def get(connection: Connection, key: str) -> Row | None:
@@ -223,6 +230,8 @@ def get(connection: Connection, key: str) -> Row | None:
         row.tries,
         Stage(row.stage),
         Outcome(row.outcome),
+        row.body_sha256,
+        row.duplicate_of,
     )
 
 
@@ -238,6 +247,7 @@ class Read:
         held: Code for a message that needs a person (``no-dicom``), else None.
         problem: Code for a part that could not be read although instances go on, else None.
         seconds: How long the reading took.
+        matched: The item of ours that it reports about; None for none. Then nothing else is made of it.
     """
 
     reading: Reading
@@ -247,6 +257,7 @@ class Read:
     held: str | None
     problem: str | None
     seconds: float
+    matched: str | None = None
 
 
 def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
@@ -266,20 +277,37 @@ def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
         return False
     connection.execute(update(message).where(message.c.duplicate_of == key).values(stage=Stage.STORE))
     _note_findings(connection, key, read.reading)
-    instances = read.reading.instances
+    instances, again = () if read.matched else read.reading.instances, 0
     if instances and read.destinations:
         known = _known(connection, instances)
+        again = sum(1 for one in instances if _content(one) in known.get(one.sop_instance, ()))
         connection.execute(insert(instance), [_instance_values(key, n, one) for n, one in enumerate(instances, 1)])
         connection.execute(insert(delivery), list(_delivery_values(key, instances, read.destinations, known, now)))
         for name in read.destinations:
             tickets.put(connection, f"store:{name}", now)
     tell(connection, now, "read", _summary(read), message=key)
-    if read.held or read.refused:
+    _tell_of_patients(connection, key, read, now)
+    if again:
+        text = f"{again} of these came before; they are sent again, except where the destination shows that it has them"
+        tell(connection, now, "known", text, message=key)
+    if read.matched:
+        _close_whole(connection, key, Outcome.DELIVERED, "report", now)
+    elif read.held or read.refused:
         outcome, code = Outcome.HELD if read.held else Outcome.REFUSED, read.held or read.refused
         tell(connection, now, f"now-{outcome}", f"{outcome}: {code}", message=key)
         _close_whole(connection, key, outcome, code, now)
     fold(connection, [key], now)
     return True
+
+
+def _tell_of_patients(connection: Connection, key: str, read: Read, now: datetime) -> None:
+    """Tell what the rules of the route changed, and at once of an urgent mail in which one ID may be two people."""
+    if text := _changes(read.reading.instances):
+        tell(connection, now, "rewritten", text, message=key)
+    if any(one.code == MISMATCH for one in read.reading.findings):
+        text = f"{key} was stored as it is urgent, but one Patient ID in it has two birth dates or names"
+        hint = f"dicom-mail queue show {key}; then queue release {key}"
+        open_notice(connection, now, MISMATCH, key, text, hint)
 
 
 def _close_whole(connection: Connection, key: str, outcome: Outcome, code: str | None, now: datetime) -> None:
@@ -306,10 +334,10 @@ def count_try(connection: Connection, key: str, text: str, now: datetime) -> int
 
 
 def count_crashes(connection: Connection, keys: Iterable[str], now: datetime) -> None:
-    """Count, after an unclean stop, the messages that were being read when it happened."""
+    """Count, after an unclean stop, the items that were being read or composed when it happened."""
     for key in keys:
         connection.execute(update(message).where(message.c.id == key).values(crashes=message.c.crashes + 1))
-        tell(connection, now, "crashed", "the gateway stopped while this message was being read", message=key)
+        tell(connection, now, "crashed", "the gateway stopped while it was working on this", message=key)
 
 
 def fold(connection: Connection, keys: Sequence[str], now: datetime) -> None:
@@ -352,7 +380,9 @@ def _set_outcome(
         return
     both = or_(message.c.id == key, message.c.duplicate_of == key)
     closed_at = None if outcome is Outcome.WAITING else now
-    values = {"outcome": outcome, "code": code, "stage": Stage.STORE, "closed_at": closed_at}
+    values: dict[str, Any] = {"outcome": outcome, "code": code, "closed_at": closed_at}
+    if key.startswith(Direction.IN):  # a collection is where COMPOSE and SUBMIT have put it
+        values["stage"] = Stage.STORE
     connection.execute(update(message).where(both).values(values))
     if before.outcome == outcome:
         return
@@ -373,6 +403,62 @@ def announce(connection: Connection, key: str, outcome: Outcome, code: str | Non
     if outcome in {Outcome.HELD, Outcome.FAILED}:
         hint = f"dicom-mail queue show {key}"
         open_notice(connection, now, outcome, key, f"{key} is {outcome}: {code}", hint)
+        if key.startswith(Direction.IN) and code != "by-operator":
+            tickets.put(connection, f"report:{key}", now)
+
+
+SENDER_TOLD: Final = "sender-told"
+"""The event after which the sender of a mail is told no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What a partner may be told about a mail of its own that was not forwarded.
+
+    Attributes:
+        sender: The envelope sender.
+        recipients: Whom it was for.
+        partner: Whom it is from.
+        message_id: Its Message-ID; None when it has none.
+        outcome: ``held`` or ``failed``.
+        code: Why.
+        counts: How many instances it has, and how many of them were delivered everywhere.
+    """
+
+    sender: str
+    recipients: tuple[str, ...]
+    partner: str
+    message_id: str | None
+    outcome: Outcome
+    code: str | None
+    counts: tuple[int, int]
+
+
+def trouble(connection: Connection, key: str) -> Trouble | None:
+    """Read a partner's mail that is held or failed; None when there is nothing to tell, or its sender was told."""
+    row = connection.execute(
+        select(message).where(
+            message.c.id == key,
+            message.c.direction == Direction.IN,
+            message.c.outcome.in_([Outcome.HELD, Outcome.FAILED]),
+            message.c.partner.is_not(None),
+            message.c.sender != "",
+            message.c.duplicate_of.is_(None),
+        )
+    ).one_or_none()
+    told = (event.c.message == key) & (event.c.kind == SENDER_TOLD)
+    if row is None or connection.scalar(select(event.c.id).where(told).limit(1)) is not None:
+        return None
+    count = connection.scalar(select(func.count()).select_from(instance).where(instance.c.message == key)) or 0
+    open_ones = (delivery.c.message == key) & (delivery.c.outcome != Outcome.DELIVERED)
+    missing = connection.scalar(select(func.count(func.distinct(delivery.c.number))).where(open_ones)) or 0
+    who = (row.sender, tuple(row.recipients), row.partner, row.message_id)
+    return Trouble(*who, Outcome(row.outcome), row.code, (count, count - missing))
+
+
+def told_sender(connection: Connection, key: str, now: datetime) -> None:
+    """Remember that the sender of a mail was told what became of it."""
+    tell(connection, now, SENDER_TOLD, "its sender was told so, once", message=key)
 
 
 def _note_findings(connection: Connection, key: str, reading: Reading) -> None:
@@ -387,12 +473,23 @@ def _note_findings(connection: Connection, key: str, reading: Reading) -> None:
 
 def _summary(read: Read) -> str:
     count = len(read.reading.instances)
+    if read.matched:
+        return f"read as a report about {read.matched}"
     if not count:
         return f"read as {read.reading.kind}: no instance to store"
     where = ", ".join(read.destinations) or "no destination"
     held = sum(1 for one in read.reading.instances if one.held)
-    tail = f"; {held} held" if held else ""
+    tail = f"; {held} of {count} held" if held else ""
     return f"read {count} instance{'s' if count > 1 else ''} for {where}{tail}"
+
+
+def _changes(instances: Sequence[Instance]) -> str | None:
+    """Say which rules changed how many instances, and none of the values."""
+    changed = [one for one in instances if one.changed]
+    if not changed:
+        return None
+    rules = ", ".join(dict.fromkeys(rule for one in changed for rule in one.changed))
+    return f"{len(changed)} of {len(instances)} instances were changed by the route's rules: {rules}"
 
 
 def _instance_values(key: str, number: int, one: Instance) -> dict[str, Any]:
@@ -410,7 +507,7 @@ def _instance_values(key: str, number: int, one: Instance) -> dict[str, Any]:
         "file_id": _plain(one.file_id),
         "start": one.file.start,
         "data_set": one.data_set,
-        "size": one.size,
+        "size": one.file.size,  # as it lies in the blob and goes to the PACS
     }
 
 
@@ -424,9 +521,10 @@ def _delivery_values(
     for number, one in enumerate(instances, 1):
         # The reader has held what one mail brings with two contents; here it is about what came before (R11).
         code = one.held or ("reused-uid" if known.get(one.sop_instance, set()) - {_content(one)} else None)
-        state = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
+        state: dict[str, Any] = {"outcome": Outcome.HELD, "code": code, "next_attempt": None, "closed_at": now}
         if code is None:
             state = {"outcome": Outcome.WAITING, "code": None, "next_attempt": now, "closed_at": None}
+        state["known"] = one.sop_instance in known
         for name in destinations:
             yield {"message": key, "number": number, "destination": name, **state}
 
@@ -445,6 +543,7 @@ def _known(connection: Connection, instances: Sequence[Instance]) -> dict[str, s
             select(instance.c.sop_instance, instance.c.transfer_syntax, instance.c.data_set_sha256)
             .join(delivery, (delivery.c.message == instance.c.message) & (delivery.c.number == instance.c.number))
             .where(instance.c.sop_instance.in_(uids[at : at + 500]), queued)
+            .where(delivery.c.destination.not_like(f"{MAIL}%"))  # what we mailed says nothing of what a PACS has
             .distinct()
         )
         for uid, syntax, data_set in rows:

@@ -6,6 +6,7 @@ handed once to the webhook and the command, at least once after a crash.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -77,6 +78,19 @@ def told(connection: Connection, one: Notice) -> None:
     """Remember that a notice was handed on in the state it had."""
     values = {"opening_told": True} if one.closed_at is None else {"opening_told": True, "closing_told": True}
     connection.execute(update(notice).where(notice.c.id == one.id).values(values))
+
+
+def unmailed(connection: Connection, most: int) -> list[Notice]:
+    """Openings and closings that the postmaster was not mailed yet. What closed before it was mailed is one of them."""
+    closing = notice.c.closed_at.is_not(None) & ~notice.c.closing_mailed
+    return _read(connection, or_(~notice.c.opening_mailed, closing))[:most]
+
+
+def mailed(connection: Connection, some: Sequence[Notice]) -> None:
+    """Remember that notices were mailed in the state they had."""
+    for one in some:
+        values = {"opening_mailed": True} if one.closed_at is None else {"opening_mailed": True, "closing_mailed": True}
+        connection.execute(update(notice).where(notice.c.id == one.id).values(values))
 
 
 def _read(connection: Connection, condition: object) -> list[Notice]:

@@ -8,7 +8,7 @@ name a study to those who have it, and nothing else does.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     JSON,
@@ -28,6 +28,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -65,6 +66,11 @@ metadata = MetaData(
 
 _Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by themselves only in an INTEGER
 _OPEN = text("outcome = 'waiting'")
+_ASKED = text("transaction_uid IS NOT NULL")
+
+
+MAIL: Final = "mail:"
+"""Before a partner's name in ``delivery.destination``: no AE may be named so, and no lane of STORE ever looks there."""
 
 
 def _table(name: str, *parts: Any) -> Table:
@@ -92,11 +98,12 @@ message = _table(
     Column("urgent", Boolean, nullable=False, default=False),
     Column("late_at", Moment),
     # the bytes
-    Column("blob", String(80), nullable=False),
+    Column("blob", String(80), nullable=False),  # a collection has no bytes of its own: empty, as its digests
     Column("size", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("body_sha256", String(64), nullable=False),
     Column("instances_blob", String(80)),
+    # It has the outcome of that one: it is the same mail again, or a fragment of the message which that one stands for.
     Column("duplicate_of", String(32), ForeignKey("message.id")),
     # what RECEIVE made of it
     Column("kind", String(8)),
@@ -115,6 +122,29 @@ message = _table(
     Index(None, "received_at"),
     Index(None, "duplicate_of"),
     Index("ix_message_open", "stage", sqlite_where=_OPEN, postgresql_where=_OPEN),
+)
+
+fragment_set = _table(
+    "fragment_set",
+    Column("id", _Serial, primary_key=True),
+    Column("lead", String(32), ForeignKey("message.id"), nullable=False, index=True),  # it stands for the whole
+    Column("sender", String(64), nullable=False),  # SHA-256 of whom it is from
+    Column("identity", String(64), nullable=False),  # SHA-256 of the parameter id: a foreign text of any length
+    Column("total", Integer),  # None until a fragment says it
+    Column("recipients", JSON, nullable=False),  # of all its fragments
+    Column("waited", Float, nullable=False, default=0.0),  # seconds
+    Column("looked_at", Moment, nullable=False),
+    Index(None, "sender", "identity"),
+)
+
+fragment = _table(
+    "fragment",
+    Column("fragment_set", _Serial, ForeignKey("fragment_set.id"), primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("message", String(32), ForeignKey("message.id"), nullable=False, index=True),
+    Column("joined", _Serial, ForeignKey("fragment_set.id"), index=True),  # the set whose whole it is; None: the mail
+    Column("body_sha256", String(64), nullable=False),
+    Column("size", BigInteger, nullable=False),
 )
 
 finding = _table(
@@ -143,6 +173,7 @@ instance = _table(
     Column("start", BigInteger, nullable=False),  # within the message's instances blob
     Column("data_set", Integer, nullable=False),  # where the data set begins, counted from start
     Column("size", BigInteger, nullable=False),
+    Column("blob", String(80), index=True),  # its own file, which collections may share; None: in the instances blob
 )
 
 delivery = _table(
@@ -161,9 +192,73 @@ delivery = _table(
     Column("comment", Text),
     Column("next_attempt", Moment),
     Column("closed_at", Moment),
+    Column("answers", JSON(none_as_null=True)),  # transient failures by code: each kind has its own bound
+    Column("aborted_at", Moment),  # when the peer first cut an association while this was on the wire
+    Column("forced", Boolean, nullable=False, default=False, server_default=false()),  # by a person: over a downtime
+    Column("known", Boolean, nullable=False, default=False, server_default=false()),  # stored or queued before
+    Column("sent_syntax", String(64)),  # what it was transcoded to, when it was
+    # proof of delivery beyond the C-STORE status
+    Column("stored_at", Moment),  # a success status came, the proof has not
+    Column("remark", String(40)),  # what that status remarked
+    Column("absences", Integer, nullable=False, default=0, server_default="0"),  # times it was said stored and was not
+    Column("transaction_uid", String(64)),  # under which commitment was asked for
+    Column("file_set", Integer),  # of its collection; None: for a PACS, or not composed yet
     ForeignKeyConstraint(["message", "number"], ["instance.message", "instance.number"]),
     UniqueConstraint("message", "number", "destination"),
     Index("ix_delivery_open", "destination", "next_attempt", sqlite_where=_OPEN, postgresql_where=_OPEN),
+    Index("ix_delivery_turn", "destination", "message", "next_attempt", sqlite_where=_OPEN, postgresql_where=_OPEN),
+    Index("ix_delivery_transaction", "transaction_uid", sqlite_where=_ASKED, postgresql_where=_ASKED),
+)
+
+commitment = _table(
+    "commitment",
+    Column("transaction_uid", String(64), primary_key=True),
+    Column("destination", String(80), nullable=False),
+    Column("requested_at", Moment, nullable=False),
+    Column("closed_at", Moment),  # reported or given up: the UID is dead (SC-6)
+)
+
+collection = _table(
+    "collection",
+    Column("message", String(32), ForeignKey("message.id"), primary_key=True),
+    Column("route", Text, nullable=False),
+    Column("partner", String(80), nullable=False),
+    Column("study", String(64), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("calling", String(16), nullable=False),
+    Column("called", String(16), nullable=False),
+    Column("opened_at", Moment, nullable=False),
+    Column("last_at", Moment, nullable=False),
+    Column("instances", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("completed_at", Moment),  # nothing joins it any more
+    UniqueConstraint("study", "route", "partner", "generation"),
+)
+
+submission = _table(
+    "submission",
+    Column("message", String(32), ForeignKey("message.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("file_set", Integer, nullable=False),  # fragments of one message/partial carry one file-set together
+    Column("part", Integer, nullable=False),
+    Column("parts", Integer, nullable=False),
+    Column("message_id", Text, nullable=False, index=True),
+    Column("envid", String(80), nullable=False, index=True),
+    Column("recipient", Text, nullable=False),
+    Column("blob", String(80), nullable=False, index=True),
+    Column("size", BigInteger, nullable=False),
+    Column("composed_at", Moment, nullable=False),
+    Column("outcome", String(9), nullable=False),
+    Column("code", String(40)),
+    Column("sending", Boolean, nullable=False, default=False),  # it is on the wire now
+    Column("sends", Integer, nullable=False, default=0),
+    Column("sends_unknown", Integer, nullable=False, default=0),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("status", Integer),  # the relay's reply code
+    Column("comment", Text),
+    Column("next_attempt", Moment),
+    Column("closed_at", Moment),
+    Index("ix_submission_open", "next_attempt", sqlite_where=_OPEN, postgresql_where=_OPEN),
 )
 
 destination = _table(
@@ -199,6 +294,8 @@ notice = _table(
     Column("closed_at", Moment),
     Column("opening_told", Boolean, nullable=False, default=False),
     Column("closing_told", Boolean, nullable=False, default=False),
+    Column("opening_mailed", Boolean, nullable=False, default=False, server_default=false()),
+    Column("closing_mailed", Boolean, nullable=False, default=False, server_default=false()),
     Index(
         "ix_notice_open",
         "kind",

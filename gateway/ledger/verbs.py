@@ -9,11 +9,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, or_, select, update
 
 from gateway.errors import GatewayError
-from gateway.ledger import tickets
+from gateway.ledger import submissions, tickets
 from gateway.ledger.events import tell
-from gateway.ledger.messages import DROPPED, announce, fold
+from gateway.ledger.messages import DROPPED, MISMATCH, announce, fold
+from gateway.ledger.notices import close_notice
 from gateway.ledger.tables import delivery, destination, message
-from gateway.model import Outcome, Stage
+from gateway.model import Direction, Outcome, Stage
 
 UNDECIDED = (Outcome.WAITING, Outcome.HELD, Outcome.FAILED)
 """What a person may still decide about."""
@@ -45,7 +46,12 @@ def retry(connection: Connection, key: str, now: datetime, who: str, *, force: b
     outcomes = [Outcome.WAITING, Outcome.FAILED]
     if force:
         outcomes += [Outcome.HELD, Outcome.DELIVERED]
-    if not _requeue(connection, key, delivery.c.outcome.in_(outcomes), now):
+    if row.direction == Direction.OUT:
+        # An open collection that a person wants tried waits for nothing any more.
+        count = submissions.requeue(connection, key, outcomes, now, doubtful=False)
+    else:
+        count = _requeue(connection, key, delivery.c.outcome.in_(outcomes), now, forced=force)
+    if not count:
         raise WrongStateError(f"{key} is {row.outcome}", hint=_hint(row.outcome))
     _tell(connection, key, now, who, "retried", "to be tried again now")
 
@@ -78,7 +84,12 @@ def release(connection: Connection, key: str, now: datetime, who: str) -> None:
         _read_again(connection, row, now, who, "released")
         return
     _demand_bytes(row)
-    if not _accept_problem(connection, key) + _requeue(connection, key, delivery.c.outcome == Outcome.HELD, now):
+    if row.direction == Direction.OUT:
+        count = submissions.requeue(connection, key, [Outcome.HELD], now, doubtful=False)
+    else:
+        count = int(close_notice(connection, now, MISMATCH, key)) + _accept_problem(connection, key)
+        count += _requeue(connection, key, delivery.c.outcome == Outcome.HELD, now)
+    if not count:
         raise WrongStateError(f"nothing of {key} is held", hint=_hint(row.outcome))
     _tell(connection, key, now, who, "released", "released")
 
@@ -96,7 +107,7 @@ def drop(connection: Connection, key: str, now: datetime, who: str) -> list[str]
     _tell(connection, key, now, who, "dropped", "dropped")
     _close(connection, key, row.stage, UNDECIDED, Outcome.REFUSED, DROPPED, now)
     rows = connection.execute(select(message.c.blob, message.c.instances_blob).where(_with_repetitions(key)))
-    return [blob for row in rows for blob in row if blob]
+    return [*(blob for row in rows for blob in row if blob), *submissions.blobs(connection, [key])]
 
 
 def erased(connection: Connection, key: str, now: datetime, who: str) -> None:
@@ -117,23 +128,40 @@ def resolve(connection: Connection, key: str, verdict: str, now: datetime, who: 
     mine = (delivery.c.message == key) & doubtful
     if verdict == "resend":
         _demand_bytes(row)
-        count = _requeue(connection, key, doubtful, now)
+        if row.direction == Direction.OUT:
+            count = submissions.requeue(connection, key, UNDECIDED, now, doubtful=True)
+        else:
+            count = _requeue(connection, key, doubtful, now)
     else:
         outcome, code = (Outcome.DELIVERED, "by-operator") if verdict == "delivered" else (Outcome.REFUSED, DROPPED)
+        if row.direction == Direction.OUT:
+            count = submissions.close(connection, key, UNDECIDED, outcome, code, now, doubtful=True)
+            return _resolved(connection, key, verdict, count, now, who)
         values = {"outcome": outcome, "code": code, "closed_at": now, "next_attempt": None}
         count = connection.execute(update(delivery).where(mine).values(values)).rowcount
-    if not count:
-        raise WrongStateError(f"nothing of {key} is in doubt", hint=f"dicom-mail queue show {key}")
-    _tell(connection, key, now, who, "resolved", f"{count} in doubt were resolved as {verdict}")
+    _resolved(connection, key, verdict, count, now, who)
     fold(connection, [key], now)
     return count
 
 
+def _resolved(connection: Connection, key: str, verdict: str, count: int, now: datetime, who: str) -> int:
+    if not count:
+        raise WrongStateError(f"nothing of {key} is in doubt", hint=f"dicom-mail queue show {key}")
+    _tell(connection, key, now, who, "resolved", f"{count} in doubt were resolved as {verdict}")
+    return count
+
+
 def _item(connection: Connection, key: str) -> Any:
-    columns = (message.c.id, message.c.outcome, message.c.stage, message.c.duplicate_of, message.c.purged_at)
-    row = connection.execute(select(*columns).where(message.c.id == key)).one_or_none()
+    columns = (message.c.id, message.c.direction, message.c.outcome, message.c.stage, message.c.duplicate_of)
+    row = connection.execute(
+        select(*columns, message.c.purged_at, message.c.kind).where(message.c.id == key)
+    ).one_or_none()
     if row is None:
         raise UnknownItemError(f"there is no item {key}", hint="dicom-mail queue list")
+    if row.duplicate_of and row.kind == "partial":
+        raise WrongStateError(
+            f"{key} is a fragment: {row.duplicate_of} stands for the whole", hint=f"name {row.duplicate_of}"
+        )
     if row.duplicate_of:
         raise WrongStateError(f"{key} repeats {row.duplicate_of} and has its outcome", hint=f"name {row.duplicate_of}")
     return row
@@ -158,10 +186,15 @@ def _read_again(connection: Connection, row: Any, now: datetime, who: str, verb:
     tickets.put(connection, f"receive:{key}", now)
 
 
-def _requeue(connection: Connection, key: str, which: ColumnElement[bool], now: datetime) -> int:
+def _requeue(
+    connection: Connection, key: str, which: ColumnElement[bool], now: datetime, *, forced: bool = False
+) -> int:
     mine = (delivery.c.message == key) & which
     names = list(connection.scalars(select(delivery.c.destination).where(mine).distinct()))
-    values = {"outcome": Outcome.WAITING, "code": None, "closed_at": None, "next_attempt": now, "failures": 0}
+    values: dict[str, Any] = {"outcome": Outcome.WAITING, "code": None, "closed_at": None, "next_attempt": now}
+    # It begins anew, proof of delivery included; whoever wants it sent does not ask whether it is there.
+    values |= {"failures": 0, "answers": None, "aborted_at": None, "known": False, "forced": forced}
+    values |= {"stored_at": None, "remark": None, "absences": 0, "transaction_uid": None}
     count = connection.execute(
         update(delivery).where(mine, ~delivery.c.sending).values(sends_unknown=0, **values)
     ).rowcount
@@ -180,6 +213,9 @@ def _close(
     if stage == Stage.RECEIVE:
         connection.execute(update(message).where(_with_repetitions(key)).values(values))
         announce(connection, key, new, code, now)
+        return
+    if key.startswith(Direction.OUT):
+        submissions.close(connection, key, list(old), new, code, now)
         return
     mine = (delivery.c.message == key) & delivery.c.outcome.in_(list(old))
     connection.execute(update(delivery).where(mine).values(next_attempt=None, **values))

@@ -10,25 +10,29 @@ import asyncio
 import contextlib
 import errno
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import structlog
+from sqlalchemy import Connection
 
 from gateway.config import Configuration, Limits
-from gateway.core import header, routing
+from gateway.core import dsn, header, partial, reader, routing
+from gateway.core.coercion import Coercion, Rule
 from gateway.core.reader import Rules
-from gateway.errors import RefusedError, WorkerError
-from gateway.ledger import messages
+from gateway.errors import GatewayError, RefusedError, WorkerError
+from gateway.ledger import fragments, messages, submissions
+from gateway.ledger.fragments import Caps, Piece, Source, Standing
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.spool import Draft, Spool
 from gateway.model import (
     Digest,
     Direction,
     Envelope,
+    Fragment,
     Header,
     Instance,
     Outcome,
@@ -49,11 +53,17 @@ STRANGE: Final = 3
 PROTECTION_NOT_CHECKED: Final = "protection-not-checked"
 """The code of a message whose partner asks for protection that nobody can check yet."""
 
+RULES_DIFFER: Final = "rules-differ"
+"""The code of a message whose routes would change its data sets in different ways."""
+
 POLITE: Final = 1.0
 """Seconds that reading steps back at most while messages are being taken in: their senders wait for an answer."""
 
 CALM: Final = 0.05
 """Seconds without a message being taken in after which the burst is over."""
+
+MOST_JOINS: Final = 3
+"""How often what was joined may be a fragment itself (PRT-6)."""
 
 NEXT_TRY: Final = timedelta(seconds=30)
 
@@ -73,7 +83,19 @@ def book(configuration: Configuration) -> routing.Book:
         for name, one in configuration.partner.items()
     )
     routes = tuple(
-        routing.Route(one.name, one.from_, one.to, one.mailbox, one.store, one.urgent, one.late)
+        routing.Route(
+            one.name,
+            one.from_,
+            one.to,
+            one.mailbox,
+            one.store,
+            one.urgent,
+            one.late,
+            one.patient_mismatch,
+            Rule(one.issuer, one.prefix, one.accession == "clear"),
+            one.bare_dicom,
+            one.uuencode,
+        )
         for one in configuration.route
         if one.store
     )
@@ -83,8 +105,26 @@ def book(configuration: Configuration) -> routing.Book:
     return routing.Book(partners, routes, tuple(own))
 
 
-def rules(limits: Limits) -> Rules:
-    """What the reader may do, from the limits."""
+def rules(
+    limits: Limits, decision: routing.Decision | None = None, *, system: str = "", moment: datetime | None = None
+) -> Rules:
+    """What the reader may do and must change, from the limits and the routes that a message takes.
+
+    Routes that differ in a permission give it only together: what one of them would not take is held.
+
+    Args:
+        limits: Of the configuration.
+        decision: Which routes; None: none.
+        system: Our name, which goes on record with what is changed.
+        moment: When, likewise. Without it nothing is changed.
+    """
+    routes = decision.routes if decision else ()
+    coercion = None
+    if decision and moment and routes and routes[0].coerce and not decision.is_contradictory:
+        coercion = Coercion(routes[0].coerce, moment, system, decision.partner.name if decision.partner else "")
+    mismatch: Literal["hold", "urgent", "accept"] = "accept"
+    if not routes or any(route.patient_mismatch == "hold" for route in routes):
+        mismatch = "urgent" if decision and decision.urgent else "hold"
     return Rules(
         parts=limits.parts,
         depth=limits.depth,
@@ -92,6 +132,10 @@ def rules(limits: Limits) -> Rules:
         instance=limits.instance,
         unpacked=limits.unpacked,
         ratio=limits.ratio,
+        bare_dicom=bool(routes) and all(route.bare_dicom for route in routes),
+        uuencode=bool(routes) and all(route.uuencode for route in routes),
+        patient_mismatch=mismatch,
+        coercion=coercion,
     )
 
 
@@ -125,11 +169,11 @@ def judge(reading: Reading, decision: routing.Decision) -> Verdict:
     go on, and nothing is dropped (AMB-40).
     """
     if reading.instances and decision.routes:
-        return Verdict(problem=problem(reading))
+        return Verdict(held=RULES_DIFFER) if decision.is_contradictory else Verdict(problem=problem(reading))
     if reading.instances and decision.partner is not None:
         return Verdict(held="no-route")  # images sent to an address of ours for reports: a person decides
-    if reading.kind == "partial":
-        return Verdict(held="fragment-not-joined")
+    if reading.kind == "partial" and (decision.routes or decision.partner is not None):
+        return Verdict(held="invalid-fragment")
     if reading.kind == "dicom" and decision.routes:
         return Verdict(held=problem(reading) or "no-dicom")
     if reading.kind == "report" or not decision.routes or decision.partner is None:
@@ -152,6 +196,23 @@ def without_repetitions(reading: Reading) -> Reading:
     return replace(reading, instances=tuple(distinct.values()))
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What the header of a message says: for whom it is, its size, and which fragment it is."""
+
+    fields: Header
+    size: int
+    fragment: Fragment | None
+
+
+def _head(message: Span, limit: int) -> _Head:
+    with message.path.open("rb") as file:
+        file.seek(message.start)
+        block = file.read(min(limit, message.size))
+    size = header.BLOCK.match(block).end()  # type: ignore[union-attr]  # it matches the empty string at least
+    return _Head(header.parse(block), size, reader.fragment(message, limit))
+
+
 class Receive:
     """The stage, behind every door.
 
@@ -160,12 +221,21 @@ class Receive:
         ledger: The tables.
         spool: The bytes.
         read: Runs the File-set Reader.
+        clock: Tells the time that fragments are waited for; replaced in tests.
     """
 
-    def __init__(self, configuration: Configuration, ledger: Ledger, spool: Spool, read: RunWorker) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        ledger: Ledger,
+        spool: Spool,
+        read: RunWorker,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
         self.ledger = ledger
         self.spool = spool
         self._read = read
+        self._clock = clock or (lambda: datetime.now(UTC))
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._calm: asyncio.TimerHandle | None = None
@@ -246,9 +316,9 @@ class Receive:
         Whatever goes wrong for an unknown reason is tried again, three times, and then held for a person.
         """
         row = await self.ledger.read(lambda c: messages.get(c, key))
-        if row is None or row.outcome is not Outcome.WAITING or row.stage is not Stage.RECEIVE:
+        if row is None or row.outcome is not Outcome.WAITING or row.stage is not Stage.RECEIVE or row.duplicate_of:
             return None
-        if row.crashes >= POISON:
+        if row.crashes >= POISON and not await self._waits_for_others(key):
             await self._hold(key, "poison", f"the gateway stopped {row.crashes} times while reading it")
             return None
         await self._step_back()
@@ -256,6 +326,11 @@ class Receive:
             return await self._receive(row)
         except Exception as error:  # noqa: BLE001  nobody foresaw it: it counts, and the third time a person is told
             return await self._failed(row, error)
+
+    async def _waits_for_others(self, key: str) -> bool:
+        """Whether a message is a fragment whose set is not complete: nothing of it is opened, so it is no poison."""
+        how = await self.ledger.read(lambda c: fragments.standing(c, key))
+        return how is not None and not how.complete
 
     def _bustle(self) -> None:
         self._quiet.clear()
@@ -269,49 +344,142 @@ class Receive:
                 await self._quiet.wait()
 
     async def _receive(self, row: messages.Row) -> datetime | None:
-        fields = await asyncio.to_thread(self._header, row)
+        message = Span(self.spool.path(row.blob), 0, row.size)
+        return await self._open(row, message, row.envelope, 0)
+
+    async def _open(self, row: messages.Row, message: Span, envelope: Envelope, joins: int) -> datetime | None:
+        """Take a message for what it is: a fragment, which may make another one whole, or what is read.
+
+        Args:
+            row: The item it belongs to.
+            message: Where it lies.
+            envelope: How it came, and to whom.
+            joins: How often fragments were joined to get it.
+        """
+        head = await asyncio.to_thread(_head, message, self.configuration.limits.header)
         try:
-            decision = routing.decide(self.book, row.envelope, fields, self.configuration.gateway.name)
+            decision = routing.decide(self.book, envelope, head.fields, self.configuration.gateway.name)
         except RefusedError:
             # It was welcome when it came; the configuration has changed since.
             await self._hold(row.id, "no-route", "no route takes it any more")
             return None
+        # What is sealed is so as a whole: nobody can ask its fragments for protection (PRT-11).
+        if head.fragment is not None and (decision.routes or decision.partner is not None):
+            sender = decision.sender or envelope.sender
+            size = message.size - head.size
+            piece = Piece(row.id, head.fragment, sender, envelope.recipients, row.body_sha256, size)
+            return await self._gather(row, piece, joins)
         if text := unchecked(decision):
             await self._hold(row.id, PROTECTION_NOT_CHECKED, text)
             return None
+        await self._read_whole(row, message, decision)
+        return None
+
+    async def _read_whole(self, row: messages.Row, message: Span, decision: routing.Decision) -> None:
         began = time.monotonic()
         draft = self.spool.draft()
         try:
-            message = Span(self.spool.path(row.blob), 0, row.size)
-            reading = without_repetitions(await self._read(message, rules(self.configuration.limits), draft.path))
+            reading = without_repetitions(await self._read(message, self._rules(decision), draft.path))
         except BaseException:
             draft.discard()
             raise
         await self._decide(row, decision, reading, draft, began)
-        return None
+
+    # Fragments
+
+    async def _gather(self, row: messages.Row, piece: Piece, joins: int) -> datetime | None:
+        """Put a fragment into its set; when that is complete, open the message it makes, else wait for the rest."""
+        limits, now = self.configuration.limits, self._clock()
+        caps = Caps(limits.parts, limits.message)
+
+        def change(connection: Connection) -> Standing | None:
+            known = fragments.standing(connection, row.id)
+            if known is None:
+                return fragments.take(connection, piece, caps, now)
+            if joins == 0:
+                return known
+            body = fragments.digest(connection, known.id)
+            return fragments.take(connection, replace(piece, body_sha256=body, joined=known.id), caps, now)
+
+        if joins > MOST_JOINS:
+            await self._hold(row.id, "too-deep", "fragments lie in fragments deeper than is allowed")
+            return None
+        how = await self.ledger.write(change)
+        if how is None:
+            return None  # another message stands for the whole, or a person must look
+        if how.complete:
+            return await self._join(row, how, joins)
+        patience = limits.fragment_age
+        return await self.ledger.write(lambda c: fragments.wait(c, row.id, patience, now))
+
+    async def _join(self, row: messages.Row, how: Standing, joins: int) -> datetime | None:
+        """Join a set that is complete, and open the whole.
+
+        The whole is a draft: it can be made again from its fragments, which are the originals, and is not kept. It is
+        read exactly once all the same, since the outcome is written by compare-and-set (R26).
+        """
+        sources = await self.ledger.read(lambda c: fragments.sources(c, how.id))
+        if not all(self.spool.has(blob) for one in sources for blob in one.blobs):
+            await self._hold(row.id, "bytes-missing", "the bytes of a fragment are gone from the spool")
+            return None
+        drafts: list[Draft] = []
+        try:
+            try:
+                whole = await asyncio.to_thread(self._assemble, sources, drafts)
+            except GatewayError as error:
+                await self._hold(row.id, "header-too-long", error.text)
+                return None
+            log.info("joined", id=row.id, count=len(sources), size=whole.size)
+            return await self._open(row, whole, replace(row.envelope, recipients=how.recipients), joins + 1)
+        finally:
+            for draft in drafts:
+                draft.discard()
+
+    def _assemble(self, sources: Sequence[Source], drafts: list[Draft]) -> Span:
+        """Join fragments file to file, and before them those that are joined themselves. Blocks."""
+        spans = [
+            self._assemble(one.fragments, drafts) if one.fragments else Span(self.spool.path(one.blob), 0, one.size)
+            for one in sources
+        ]
+        draft = self.spool.draft()
+        drafts.append(draft)
+        draft.path.touch(0o600)
+        with draft.path.open("r+b") as out:
+            return partial.join(spans, self.configuration.limits.header, out)
+
+    # What follows from a reading
+
+    def _rules(self, decision: routing.Decision) -> Rules:
+        limits, name = self.configuration.limits, self.configuration.gateway.name
+        return rules(limits, decision, system=name, moment=self._clock())
 
     async def _decide(
         self, row: messages.Row, decision: routing.Decision, reading: Reading, draft: Draft, began: float
     ) -> None:
         verdict = judge(reading, decision)
-        blob = None
-        if reading.instances and decision.routes:
+        blob, destinations = None, decision.destinations
+        told = await self._told(row) if reading.kind == "report" else None
+        if reading.instances and destinations and not verdict.held:
             blob = await self.spool.commit(draft, ".dcm")
         else:
             draft.discard()
+            destinations = ()
         seconds = time.monotonic() - began
-        read = messages.Read(
-            reading, blob, decision.destinations, verdict.refused, verdict.held, verdict.problem, seconds
-        )
+        read = messages.Read(reading, blob, destinations, verdict.refused, verdict.held, verdict.problem, seconds)
         now = datetime.now(UTC)
-        taken = await self.ledger.write(lambda c: messages.decide(c, row.id, read, now))
+
+        def change(connection: Connection) -> bool:
+            about = submissions.report(connection, told, row.id, now) if told else None
+            return messages.decide(connection, row.id, replace(read, matched=about) if about else read, now)
+
+        taken = await self.ledger.write(change)
         if not taken and blob is not None:
             self.spool.remove(blob)  # a person was quicker
         log.info("read", id=row.id, kind=reading.kind, instances=len(reading.instances), seconds=round(seconds, 3))
 
-    def _header(self, row: messages.Row) -> Header:
-        with self.spool.path(row.blob).open("rb") as file:
-            return header.parse(file.read(self.configuration.limits.header))
+    async def _told(self, row: messages.Row) -> dsn.Told | None:
+        """What a report says of a mail; what comes back with it is ours, and nothing new (R25)."""
+        return await asyncio.to_thread(dsn.read, Span(self.spool.path(row.blob), 0, row.size))
 
     async def _failed(self, row: messages.Row, error: Exception) -> datetime | None:
         now = datetime.now(UTC)

@@ -2,36 +2,39 @@
 
 A lane marks a window of instances as on the wire, sends it, and commits what became of it together with the mark of
 the next (promise 2): whatever happens, at most one window is in doubt. Nothing counts as delivered without a received
-success or a listed warning for that instance (R12). A destination that does not answer is left alone behind a breaker
-and asked by one probe; the other lanes do not notice (R15).
+success or a listed warning for that instance (R12), nor, where the configuration asks for it, without a proof (R18).
+A destination that does not answer is left alone behind a breaker and asked by one probe; the other lanes do not notice
+(R15). An instance that makes the peer cut the association is tried once more alone, after all others, and then fails.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import threading
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, ParamSpec, Protocol, TypeVar, cast
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
 
 import structlog
 from sqlalchemy import Connection
 
 from gateway.config import ApplicationEntity, Configuration
-from gateway.core import contexts, retry, status
+from gateway.core import confirmation, contexts, downtime, retry, status
+from gateway.core.fairness import Place, Turns
 from gateway.core.status import Action
-from gateway.errors import AssociationRejectedError, LedgerError, PeerUnreachableError
-from gateway.ledger import deliveries
+from gateway.errors import AssociationRejectedError, GatewayError, LedgerError, PeerUnreachableError
+from gateway.ledger import confirmations, deliveries, tickets
 from gateway.ledger.deliveries import Condition, Settled, Work
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.spool import Spool
 from gateway.model import Outcome, Queued, Sent, Span
+from gateway.stages.asking import Asking, StoppingError, Trouble, fault, start
+from gateway.stages.proof import Enquiry, Prover
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -45,11 +48,26 @@ WINDOW_BYTES: Final = 8 << 20
 BACKLOG: Final = 1000
 """Instances taken from the ledger at once."""
 
+REFILL: Final = 1.0
+"""Seconds between two looks for what came meanwhile: so long urgent mail waits at most for its turn."""
+
+LONGEST_RUN: Final = 60.0
+"""Seconds until what a run leaves aside has its turn: doubts, proofs, and contexts that were not proposed."""
+
 ALL_REFUSED: Final = 4
 """Instances in a window that all met the same temporary refusal: then it is the destination's trouble, not theirs."""
 
+MOST_DROPS: Final = 5
+"""Associations cut in a row without an answer to any instance, although the peer answers an echo in between."""
+
+ABORTS: Final = frozenset({"A-ABORT", "A-RELEASE-RQ", "closed"})
+"""How a peer ends an association while an instance is on the wire; silence is none of them."""
+
 LONGEST_BREAK: Final = timedelta(minutes=5)
 """No breaker stays open that long: one that does was written by a clock that ran ahead (R29)."""
+
+IDLE: Final = timedelta(minutes=5)
+"""A destination that answered nothing for so long is asked by a C-ECHO (NET-20)."""
 
 LEDGER_PAUSE: Final = 5.0
 """Seconds until an outcome is offered to the ledger again that did not take it."""
@@ -61,8 +79,15 @@ class Association(Protocol):
     """One open association; blocking, so it is used in a thread."""
 
     @property
+    def refused(self) -> Mapping[contexts.Pair, str]:
+        """What the peer did not accept, and the code for it."""
+
+    @property
     def alive(self) -> bool:
         """Whether another window can be sent."""
+
+    def accepted(self, sop_class: str) -> Collection[str]:
+        """Tell which transfer syntaxes the peer takes for a SOP class, of those proposed."""
 
     def send(self, window: Sequence[Queued], deadline: float) -> list[Sent]:
         """Send a window; one outcome for each instance that was put on the wire, in order."""
@@ -74,7 +99,7 @@ class Association(Protocol):
         """Cut it; may be called while another thread sends."""
 
 
-class StorageSCU(Protocol):
+class StorageSCU(Enquiry, Protocol):
     """How a destination is reached."""
 
     def open(self, entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> Association:
@@ -89,34 +114,75 @@ class StorageSCU(Protocol):
         """Ask whether it is there; return what is wrong, empty when nothing is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why a destination takes nothing now.
+class Transcoded(Protocol):
+    """A new file with an instance in another transfer syntax."""
 
-    Attributes:
-        text: In plain words.
-        lasting: It will not pass by itself: a person is told at once.
-    """
+    @property
+    def transfer_syntax(self) -> str:
+        """What its data set is in."""
 
-    text: str
-    lasting: bool = False
+    @property
+    def data_set(self) -> int:
+        """Offset of the data set in the file."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+
+    @property
+    def changed(self) -> str:
+        """What was changed, for the record."""
+
+
+Transcode = Callable[[Span, str, Sequence[str], Path], Awaitable[Transcoded]]
+"""Writes a data set, which is in a transfer syntax, to a file in the first of some others, without loss.
+
+Raises GatewayError when that cannot be done, OSError when a file cannot be read or written.
+"""
 
 
 @dataclass(slots=True)
+class _Pulse:
+    """Associations cut in a row without an answer, over the runs of one look."""
+
+    drops: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class _Run:
     """What the associations of one run of a lane share."""
 
     name: str
     entity: ApplicationEntity
     condition: Condition
-    work: deque[Work]
+    turns: Turns[Work]
+    pairs: frozenset[contexts.Pair]
+    pulse: _Pulse
+    alone: bool = False
     trouble: Trouble | None = None
-    drops: int = 0
-    associations: set[Association] = field(default_factory=set)
+    over: bool = False
+    hand: set[int] = field(default_factory=set)
+    began: float = field(default_factory=time.monotonic)
+    filled: float = field(default_factory=time.monotonic)
 
     @property
     def window(self) -> int:
         return max(1, WINDOW // self.entity.associations)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """An instance as it goes out.
+
+    Attributes:
+        queued: What is sent.
+        change: What transcoding changed; None when nothing was transcoded.
+        refusal: Why it could not be transcoded; empty when it could, or need not.
+    """
+
+    queued: Queued
+    change: str | None = None
+    refusal: str = ""
 
 
 class Store:
@@ -128,6 +194,7 @@ class Store:
         spool: The bytes.
         scu: How destinations are reached.
         dice: Numbers in [0, 1); replaced in tests.
+        transcode: How an instance is decoded that a destination does not take as it is; None: not at all.
     """
 
     def __init__(
@@ -137,6 +204,7 @@ class Store:
         spool: Spool,
         scu: StorageSCU,
         dice: Callable[[], float] = random.random,
+        transcode: Transcode | None = None,
     ) -> None:
         self.configuration = configuration
         self.ledger = ledger
@@ -145,9 +213,11 @@ class Store:
         """No send before this: after a crash, so that a crash loop does not use up tries (R27)."""
         self._scu = scu
         self._dice = dice
-        self._asking: set[asyncio.Future[Any]] = set()
+        self._transcode = transcode
+        self._asking = Asking()
+        self._prover = Prover(ledger, scu, self._asking)
         self._open: set[Association] = set()
-        self._stopping = False
+        self._looking: set[str] = set()
 
     def reload(self, configuration: Configuration) -> None:
         """Use another configuration from the next look on."""
@@ -155,19 +225,20 @@ class Store:
 
     def stop(self) -> None:
         """Begin no new window, and wait for nobody who was only asked: nothing of ours is on that wire (R31)."""
-        self._stopping = True
-        for asked in self._asking:
-            if not asked.done():
-                asked.set_exception(_StoppingError())
+        self._asking.stop()
+
+    @property
+    def _stopping(self) -> bool:
+        return self._asking.stopping
 
     def abort(self) -> None:
         """Cut every association: what is on the wire becomes unknown."""
         for association in list(self._open):
             association.abort()
 
-    def bounds(self, entity: ApplicationEntity, failures: int | None = None) -> retry.Bounds:
+    def bounds(self, entity: ApplicationEntity, alike: int | None = None) -> retry.Bounds:
         """How patient we are with one destination."""
-        return retry.Bounds(self.configuration.limits.give_up, entity.unknown_sends, failures)
+        return retry.Bounds(self.configuration.limits.give_up, entity.unknown_sends, alike)
 
     async def recover(self, name: str, entity: ApplicationEntity) -> None:
         """Count as unknown what is still marked as on the wire although no association of this lane is open."""
@@ -178,6 +249,19 @@ class Store:
         )
         if count:
             log.warning("sends_in_doubt", destination=name, instances=count)
+
+    async def report(self, transaction: str, committed: Collection[str], failed: Mapping[str, int]) -> bool:
+        """Take in a report of storage commitment, on whatever association it came (SC-2, SC-3).
+
+        Args:
+            transaction: Transaction UID (0008,1195).
+            committed: SOP Instance UIDs that the PACS answers for.
+            failed: Failure Reason (0008,1197) by SOP Instance UID.
+
+        Returns:
+            Whether we asked under this UID and had no report yet; only then something was written down, and is on disk.
+        """
+        return await self._prover.report(transaction, committed, failed, self.configuration.ae.get)
 
     async def look(self, name: str) -> datetime | None:
         """Send what is due at a destination; return when to look again."""
@@ -193,24 +277,64 @@ class Store:
         not_before = max(self.not_before, condition.breaker_until or self.not_before)
         if now < not_before < now + LONGEST_BREAK:
             return not_before
-        return await self._work_off(entity, condition)
+        self._looking.add(name)
+        try:
+            return await self._work_off(entity, condition)
+        finally:
+            self._looking.discard(name)
 
     def _orphan(self, connection: Connection, name: str, now: datetime) -> None:
         # Nobody may ask the destination any more, so what is in doubt there is a person's to decide, like the rest.
         deliveries.recover(connection, name, now, lambda _: retry.Next(Outcome.HELD, None))
         deliveries.orphan(connection, self.configuration.ae, now)
 
+    async def ask_idle(self) -> None:
+        """Ask every destination that has been idle for a while whether it is there (NET-20)."""
+        now = datetime.now(UTC)
+        async with asyncio.TaskGroup() as group:
+            for name, entity in self.configuration.ae.items():
+                condition = await self.ledger.read(lambda c, name=name: deliveries.condition(c, name))  # type: ignore[misc]
+                answered = condition.answered_at
+                quiet = answered is None or not now - IDLE < answered <= now
+                well = condition.breaker_until is None and self._may_send(condition)
+                if quiet and well and name not in self._looking and downtime.until(entity.downtime, now) is None:
+                    group.create_task(self._ask_idle(entity, condition))
+
+    async def _ask_idle(self, entity: ApplicationEntity, condition: Condition) -> None:
+        try:
+            trouble = await self._echo(entity, condition.name)
+        except StoppingError:
+            return
+        now = datetime.now(UTC)
+        if trouble is None:
+            await self.ledger.write(lambda c: deliveries.answer(c, condition.name, now))
+        elif condition.name not in self._looking:
+            until = await self._trip(condition, trouble)
+            await self.ledger.write(lambda c: tickets.put(c, f"store:{condition.name}", until))
+
     async def _work_off(self, entity: ApplicationEntity, condition: Condition) -> datetime | None:
-        name = condition.name
-        work = await self._due(name)
-        trouble = await self._probe(entity, condition, work)
-        while work and trouble is None and self._may_send(condition):
-            trouble = await self._send(_Run(name, entity, condition, deque(work)))
+        """Send and prove what is due, run after run; in a downtime only what a person forces."""
+        name, pulse = condition.name, _Pulse()
+        away = downtime.until(entity.downtime, datetime.now(UTC))
+        trouble: Trouble | None = None
+        while trouble is None and self._may_send(condition):
+            away = downtime.until(entity.downtime, datetime.now(UTC))
+            work = await self._due(name, forced=away is not None)
+            if away is not None and not work:
+                return away
+            trouble = await self._probe(entity, condition, work)
+            if trouble is None and self._may_send(condition):
+                work, trouble = await self._clear(entity, name, work)
+            if trouble is None and away is None and self._may_send(condition):
+                trouble = await self._prover.look(name, entity)
+            if not work or trouble is not None or not self._may_send(condition):
+                break
+            trouble = await self._send(entity, condition, work, pulse)
             condition = await self.ledger.read(lambda c: deliveries.condition(c, name))
-            work = await self._due(name)
-            trouble = trouble or await self._probe(entity, condition, work)
-        if trouble is not None:
+        if trouble is not None and away is None:
             return await self._trip(condition, trouble)
+        if trouble is not None:
+            return away
         again = await self.ledger.read(lambda c: deliveries.next_due(c, name))
         if again is None and condition.breaker_until is not None and self._may_send(condition):
             # Nothing waits for it any more that could show that it is back; the echo did, so its notice closes (R33).
@@ -220,9 +344,9 @@ class Store:
     def _may_send(self, condition: Condition) -> bool:
         return not (condition.paused or self._stopping)
 
-    async def _due(self, name: str) -> list[Work]:
+    async def _due(self, name: str, hand: Collection[int] = (), *, forced: bool = False) -> list[Work]:
         now = datetime.now(UTC)
-        return await self.ledger.read(lambda c: deliveries.due(c, name, now, BACKLOG))
+        return await self.ledger.read(lambda c: deliveries.due(c, name, now, BACKLOG, hand, forced=forced))
 
     async def _probe(self, entity: ApplicationEntity, condition: Condition, work: Sequence[Work]) -> Trouble | None:
         """Send a C-ECHO where no image may be the probe: behind a breaker, and before a send in doubt is repeated."""
@@ -230,12 +354,46 @@ class Store:
         if not wanted or not self._may_send(condition):
             return None
         try:
-            wrong = await self._ask(condition.name, self._scu.echo, entity)
-        except _StoppingError:
+            return await self._echo(entity, condition.name)
+        except StoppingError:
             return None
+
+    async def _echo(self, entity: ApplicationEntity, name: str) -> Trouble | None:
+        try:
+            wrong = await self._asking.ask(name, self._scu.echo, entity)
+        except StoppingError:
+            raise
         except Exception as error:  # noqa: BLE001  a fault of ours must not keep the lane from telling a person
-            return _fault(error)
+            return fault(error)
         return Trouble(wrong) if wrong else None
+
+    async def _clear(self, entity: ApplicationEntity, name: str, work: list[Work]) -> tuple[list[Work], Trouble | None]:
+        """Ask by C-FIND for what may be there already: sends in doubt, and what came before; the rest is to be sent."""
+        doubtful = [one for one in work if one.unknown or one.known]
+        if entity.confirm == "store" or not doubtful:
+            return work, None
+        try:
+            present = await self._prover.present(entity, name, doubtful)
+        except StoppingError:
+            return [], None
+        except AssociationRejectedError as error:
+            return [], Trouble(error.text, lasting=error.permanent)
+        except PeerUnreachableError as error:
+            return [], Trouble(error.text)
+        except Exception as error:  # noqa: BLE001  whatever it is, the lane tells a person
+            return [], fault(error)
+        found = [one for one in doubtful if one.sop_instance in present]
+        settled = [_found(one, entity) for one in found]
+        now = datetime.now(UTC)
+
+        def change(connection: Connection) -> None:
+            marked = {one.id for one in deliveries.mark(connection, found)}
+            deliveries.settle(connection, name, [one for one in settled if one.work.id in marked], [], now, now)
+
+        if found:
+            await self.ledger.write(change)
+        there = {one.id for one in found}
+        return [one for one in work if one.id not in there], None
 
     async def _trip(self, condition: Condition, trouble: Trouble) -> datetime:
         now = datetime.now(UTC)
@@ -245,27 +403,66 @@ class Store:
         log.warning("destination_down", destination=condition.name, seconds=round((until - now).total_seconds(), 1))
         return until
 
-    async def _send(self, run: _Run) -> Trouble | None:
-        """Send the backlog of a run over as many associations as it may have; return what stopped it."""
-        queued = {one.id: one for one in run.work}
-        for plan in contexts.plan([self._queued(one) for one in run.work]):
-            part = _Run(run.name, run.entity, run.condition, deque(queued[one.key] for one in plan.queued))
-            useful = min(run.entity.associations, -(-len(part.work) // part.window))
-            async with asyncio.TaskGroup() as group:
-                for _ in range(useful):
-                    group.create_task(self._serve(part, plan.contexts))
-            if part.trouble is not None or self._stopping:
-                return part.trouble
-            run.condition = part.condition
+    async def _send(
+        self, entity: ApplicationEntity, condition: Condition, work: Sequence[Work], pulse: _Pulse
+    ) -> Trouble | None:
+        """Send a backlog over as many associations as there may be; return what stopped it.
+
+        What made the peer cut an association goes last and alone, so that it takes nothing along.
+        """
+        suspects = [one for one in work if one.aborted_at is not None]
+        clean = [one for one in work if one.aborted_at is None]
+        fall_back = frozenset[str]()
+        if self._transcode is not None and entity.transcode == "lossless":
+            fall_back = contexts.DECODABLE
+        for plan in contexts.plan([self._queued(one) for one in clean], fall_back):
+            keys = {one.key for one in plan.queued}
+            part = [one for one in clean if one.id in keys]
+            run = self._run(entity, condition, plan, part, pulse)
+            await self._serve_all(run, plan.contexts)
+            if run.trouble is not None or self._stopping:
+                return run.trouble
+            condition = run.condition
+        for one in suspects:
+            (plan,) = contexts.plan([self._queued(one)], fall_back)
+            run = self._run(entity, condition, plan, [one], pulse, alone=True)
+            await self._serve(run, plan.contexts)
+            if run.trouble is not None or self._stopping:
+                return run.trouble
+            condition = run.condition
         return None
 
+    def _run(
+        self,
+        entity: ApplicationEntity,
+        condition: Condition,
+        plan: contexts.Plan,
+        work: Sequence[Work],
+        pulse: _Pulse,
+        *,
+        alone: bool = False,
+    ) -> _Run:
+        pairs = frozenset(one.pair for one in plan.contexts)
+        run = _Run(condition.name, entity, condition, Turns(_place), pairs, pulse, alone)
+        run.turns.add(work)
+        run.hand.update(one.id for one in work)
+        return run
+
+    async def _serve_all(self, run: _Run, proposed: Sequence[contexts.Context]) -> None:
+        studies = {(one.partner, one.study) for one in run.turns}
+        useful = min(run.entity.associations, len(studies), -(-len(run.turns) // run.window))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(useful):
+                group.create_task(self._serve(run, proposed))
+
     async def _serve(self, run: _Run, proposed: Sequence[contexts.Context]) -> None:
-        """Keep one association busy until the work is done; open another when it is dropped."""
-        while run.work and run.trouble is None and not self._stopping:
+        """Keep one association busy until nothing is left for it; open another when it is dropped."""
+        used = True
+        while used and len(run.turns) and not self._ended(run):
             began = datetime.now(UTC)
             try:
-                association = await self._ask(run.name, self._scu.open, run.entity, proposed)
-            except _StoppingError:
+                association = await self._asking.ask(run.name, self._scu.open, run.entity, proposed)
+            except StoppingError:
                 return
             except AssociationRejectedError as error:
                 run.trouble = Trouble(error.text, lasting=error.permanent)
@@ -274,35 +471,112 @@ class Store:
                 run.trouble = Trouble(error.text)
                 return
             except Exception as error:  # noqa: BLE001  whatever it is, the other associations must end in good order
-                run.trouble = _fault(error)
+                run.trouble = fault(error)
                 return
             self._open.add(association)
             try:
-                await self._use(run, association, began)
+                used = await self._use(run, association, began)
             finally:
                 self._open.discard(association)
-                await asyncio.shield(_thread(run.name, association.release))
+                await asyncio.shield(start(run.name, association.release))
+            await self._mind_drops(run)
 
-    async def _use(self, run: _Run, association: Association, began: datetime) -> None:
-        first = self._take(run) if not self._stopping else []
-        window = await self._record(lambda c: deliveries.mark(c, first))
-        while window:
-            sent = await self._transfer(run, association, [self._queued(one) for one in window])
-            settled = self._judge(run, window, sent)
-            unsent = window[len(sent) :]
-            run.work.extendleft(reversed(unsent))
-            self._note(run, settled, association)
-            following = self._take(run) if association.alive and run.trouble is None and not self._stopping else []
-            window = await self._settle(run, settled, unsent, following, began)
+    def _ended(self, run: _Run) -> bool:
+        return run.trouble is not None or run.over or self._stopping
 
-    async def _transfer(self, run: _Run, association: Association, queued: Sequence[Queued]) -> list[Sent]:
-        timeout = run.entity.timeout.total_seconds()
+    async def _mind_drops(self, run: _Run) -> None:
+        """Tell a peer that is in trouble from one that only does not like an instance: the latter answers an echo."""
+        if run.pulse.drops < 2 or self._ended(run):
+            return
         try:
-            return await asyncio.shield(_thread(run.name, association.send, queued, timeout))
+            wrong = await self._echo(run.entity, run.name)
+        except StoppingError:
+            return
+        if wrong is not None or run.pulse.drops >= MOST_DROPS:
+            run.trouble = run.trouble or Trouble("it drops its associations")
+
+    async def _use(self, run: _Run, association: Association, began: datetime) -> bool:
+        """Send window after window; tell whether there was any."""
+        first = self._take(run, association) if not self._ended(run) else []
+        window = await self._record(lambda c: deliveries.mark(c, first))
+        self._let_go(run, first, window)
+        while window:
+            fitted = [await self._fit(run, association, one) for one in window]
+            sent = await self._transfer(run, association, fitted)
+            settled = self._judge(run, window, fitted, sent)
+            unsent = window[len(sent) :]
+            run.turns.add(unsent)
+            self._note(run, settled, association)
+            following = self._take(run, association) if association.alive and not self._ended(run) else []
+            marked = await self._settle(run, settled, unsent, following, began)
+            run.turns.give_back(window)
+            run.hand.difference_update(one.work.id for one in settled)
+            self._let_go(run, following, marked)
+            window = marked
+            await self._refill(run)
+        return bool(first)
+
+    def _let_go(self, run: _Run, taken: Sequence[Work], marked: Sequence[Work]) -> None:
+        """Forget what a person stopped before it was marked."""
+        if len(marked) < len(taken):
+            stays = {one.id for one in marked}
+            gone = [one for one in taken if one.id not in stays]
+            run.turns.give_back(gone)
+            run.hand.difference_update(one.id for one in gone)
+
+    async def _refill(self, run: _Run) -> None:
+        """Look what came meanwhile, so that what is urgent or small waits for no backlog to be worked off."""
+        clock = time.monotonic()
+        if run.alone or self._ended(run) or clock < run.filled + REFILL:
+            return
+        run.filled = clock
+        if clock > run.began + LONGEST_RUN:
+            run.over = True
+            return
+        run.condition = await self.ledger.read(lambda c: deliveries.condition(c, run.name))
+        away = downtime.until(run.entity.downtime, datetime.now(UTC)) is not None
+        work = await self._due(run.name, run.hand, forced=away)
+        fit = [one for one in work if (one.sop_class, one.transfer_syntax) in run.pairs]
+        # What must be asked for first waits for the next run, and that comes at once for what is urgent.
+        fresh = [one for one in fit if not (one.unknown or one.aborted_at or one.known)]
+        run.over = run.condition.paused or away or any(one.urgent and one not in fit for one in work)
+        new = [one for one in fresh if one.id not in run.hand]
+        run.turns.add(new)
+        run.hand.update(one.id for one in new)
+
+    async def _fit(self, run: _Run, association: Association, work: Work) -> _Fitted:
+        """Transcode an instance that the peer does not take as it is, when it takes it in a plain syntax (NET-12)."""
+        queued = self._queued(work)
+        if association.refused.get(contexts.pair(queued)) != contexts.REFUSED or self._transcode is None:
+            return _Fitted(queued)
+        taken = association.accepted(queued.sop_class)
+        targets = [syntax for syntax in contexts.FALL_BACKS if syntax in taken]
+        if not targets or run.entity.transcode == "never":
+            return _Fitted(queued)
+        path = self.configuration.gateway.data / "scratch" / "store" / f"{work.id}.dcm"
+        try:
+            await asyncio.to_thread(partial(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True))
+            made = await self._transcode(queued.data_set, queued.transfer_syntax, targets, path)
+        except GatewayError as error:
+            return _Fitted(queued, refusal=error.text)
+        except OSError as error:
+            return _Fitted(queued, refusal=type(error).__name__)
+        span = Span(path, made.data_set, made.size)
+        return _Fitted(Queued(work.id, work.sop_class, work.sop_instance, made.transfer_syntax, span), made.changed)
+
+    async def _transfer(self, run: _Run, association: Association, fitted: Sequence[_Fitted]) -> list[Sent]:
+        timeout = run.entity.timeout.total_seconds()
+        queued = [one.queued for one in fitted]
+        try:
+            return await asyncio.shield(start(run.name, association.send, queued, timeout))
         except Exception as error:  # noqa: BLE001  whatever it is, nobody knows what the peer has: an outcome too
             association.abort()
             log.error("send_failed", destination=run.name, exception=type(error).__name__)  # noqa: TRY400
             return [Sent(one.key, None, comment=type(error).__name__) for one in queued]
+        finally:
+            # What was decoded is made anew when it is needed once more: nothing in scratch has to last.
+            if scratch := [one.queued.data_set.path for one in fitted if one.change is not None]:
+                await asyncio.to_thread(_remove, scratch)
 
     async def _settle(
         self, run: _Run, settled: list[Settled], unsent: list[Work], following: list[Work], began: datetime
@@ -321,7 +595,7 @@ class Store:
         # Whoever cancels us, what the peer said must get on record.
         marked = await asyncio.shield(self._record(change))
         if answered:
-            run.condition = Condition(run.name)
+            run.condition = Condition(run.name, answered_at=now)
         return marked
 
     async def _record(self, change: Callable[[Connection], T]) -> T:
@@ -338,80 +612,74 @@ class Store:
     def _note(self, run: _Run, settled: Sequence[Settled], association: Association) -> None:
         """Learn about the destination from a window: dropped again and again, or refusing everything."""
         if any(one.status is not None for one in settled):
-            run.drops = 0
+            run.pulse.drops = 0
         if not association.alive:
-            run.drops += 1
-            if run.drops > 1:
-                run.trouble = run.trouble or Trouble("it drops its associations")
+            run.pulse.drops += 1
         if len(settled) >= ALL_REFUSED and all(one.failed and one.outcome is Outcome.WAITING for one in settled):
             run.trouble = run.trouble or Trouble(f"it refuses everything for now: {settled[-1].code}")
 
-    def _take(self, run: _Run) -> list[Work]:
-        window: list[Work] = []
-        size = 0
-        while run.work and len(window) < run.window and (not window or size < WINDOW_BYTES):
-            window.append(run.work.popleft())
-            size += window[-1].end - window[-1].start
-        return window
+    def _take(self, run: _Run, association: Association) -> list[Work]:
+        def goes(window: list[Work], _: Work) -> bool:
+            return sum(one.end - one.start for one in window) < WINDOW_BYTES
 
-    def _judge(self, run: _Run, window: Sequence[Work], sent: Sequence[Sent]) -> list[Settled]:
+        return run.turns.take(association, run.window, goes)
+
+    def _judge(
+        self, run: _Run, window: Sequence[Work], fitted: Sequence[_Fitted], sent: Sequence[Sent]
+    ) -> list[Settled]:
         settled = []
-        for work, one in zip(window, sent, strict=False):
+        for work, fit, one in zip(window, fitted, sent, strict=False):
             verdict = status.judge(one)
             if verdict.action in {Action.DESTINATION, Action.STOP}:
                 run.trouble = Trouble(f"it answered {verdict.meaning}", lasting=True)
             age = datetime.now(UTC) - work.received_at
-            settled.append(judge(work, one, verdict, self.bounds(run.entity, verdict.tries), age, self._dice()))
+            what = judge(work, one, verdict, self.bounds(run.entity, verdict.tries), age, self._dice())
+            if what.aborted and _proven(run, work):
+                what = replace(what, outcome=Outcome.FAILED, code="peer-aborts", wait=None, failed=True)
+            if what.outcome is Outcome.DELIVERED and run.entity.confirm != "store":
+                what = _unproved(what, run.entity)
+            if fit.change is not None:
+                what = replace(what, syntax=fit.queued.transfer_syntax, change=fit.change)
+            settled.append(replace(what, comment=fit.refusal) if fit.refusal else what)
         return settled
 
     def _queued(self, work: Work) -> Queued:
         span = Span(self.spool.path(work.blob), work.start, work.end)
         return Queued(work.id, work.sop_class, work.sop_instance, work.transfer_syntax, span)
 
-    async def _ask(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run something that only asks a destination, until it answers or the gateway stops."""
-        asked = _thread(name, function, *args, **kwargs)
-        self._asking.add(asked)
-        try:
-            return await asked
-        finally:
-            self._asking.discard(asked)
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
-class _StoppingError(Exception):
-    """The gateway stops; whoever was asked is not waited for."""
+def _place(work: Work) -> Place:
+    return Place(work.urgent, work.partner, work.study, work.series, (work.received_at, work.id))
 
 
-def _thread(name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-    """Run something blocking in a thread of its own: a black hole uses up nobody else's, and delays no exit (R31)."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if done.done():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(cast("T", result))
-
-    def work() -> None:
-        result, fault = None, None
-        try:
-            result = function(*args, **kwargs)
-        except BaseException as error:  # noqa: BLE001  it is raised where it is awaited
-            fault = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, fault)
-
-    # Python waits at its exit for the threads of an executor, for as long as a peer says nothing; not for these.
-    threading.Thread(target=work, name=f"store-{name}", daemon=True).start()
-    return done
+def _proven(run: _Run, work: Work) -> bool:
+    """Whether it is the instance that the peer cannot bear: cut twice, the second time alone, and others are taken."""
+    answered = run.condition.answered_at
+    return run.alone and work.aborted_at is not None and answered is not None and answered > work.aborted_at
 
 
-def _fault(error: Exception) -> Trouble:
-    log.error("send_failed", exception=type(error).__name__)
-    return Trouble(f"the gateway failed to reach it: {type(error).__name__}", lasting=True)
+def _found(work: Work, entity: ApplicationEntity) -> Settled:
+    code = "found" if work.unknown else "already-there"
+    told = {"status": None, "comment": "C-FIND", "wait": None, "sent": False, "unknown": False, "failed": False}
+    settled = Settled(work, Outcome.DELIVERED, code, **told)  # type: ignore[arg-type]
+    return settled if entity.confirm == "find" else _unproved(settled, entity)
+
+
+def _unproved(settled: Settled, entity: ApplicationEntity) -> Settled:
+    """Keep what a success status came for waiting for its proof."""
+    return replace(
+        settled,
+        outcome=Outcome.WAITING,
+        code=confirmations.AWAITING,
+        stored=True,
+        remark=settled.code,
+        wait=confirmation.FIRST_LOOK if entity.confirm == "find" else timedelta(),
+    )
 
 
 def judge(
@@ -431,7 +699,8 @@ def judge(
             outcome, wait = follows.outcome, follows.wait
         case _:
             failed = True
-            follows = retry.after_failure(retry.Facts(work.failures + 1, work.unknown, age), bounds, dice)
+            alike = (work.answers or {}).get(verdict.code, 0) + 1
+            follows = retry.after_failure(retry.Facts(work.failures + 1, work.unknown, age, alike), bounds, dice)
             outcome, wait = follows.outcome, follows.wait
     return Settled(
         work,
@@ -443,4 +712,5 @@ def judge(
         sent=sent.refused is None,
         unknown=not definite,
         failed=failed,
+        aborted=not definite and sent.comment in ABORTS,
     )

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("acceptance", "reading", "sending", "footprint")
+BENCHES = ("acceptance", "reading", "sending", "creating", "footprint")
 
 
 def main() -> int:

@@ -185,7 +185,7 @@ def test_a_peer_that_stops_reading_is_given_up(make: Make) -> None:
 
 def test_a_peer_that_drips_is_given_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: progress alone is not enough; below the slowest rate a transfer is over."""
-    monkeypatch.setattr("gateway.edges.storescu.SLOWEST", 10**12)
+    monkeypatch.setattr("gateway.edges.storescu.association.SLOWEST", 10**12)
     with ScriptedScp(Answer(act="deaf", after=10_000), receive_buffer=4096) as scp:
         _, outcomes = send(scp, make(1, 20_000_000), SHORT)
     assert outcomes == [model.Sent(0, None, comment="timeout")]
@@ -496,7 +496,7 @@ def test_nothing_to_propose_is_an_error_of_the_caller() -> None:
 @pytest.mark.parametrize("act", ["silence", "close", "abort", "garbage"])
 def test_release_always_ends(make: Make, act: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: a peer that does not answer A-RELEASE-RQ is not waited for, whatever it does."""
-    monkeypatch.setattr("gateway.edges.storescu.RELEASE_PATIENCE", SHORT)
+    monkeypatch.setattr("gateway.edges.storescu.association.RELEASE_PATIENCE", SHORT)
     with ScriptedScp(Answer(act=f"response-{act}")) as scp:
         association, outcomes = send(scp, make(1))
         association.release()
@@ -630,7 +630,7 @@ def test_a_certificate_nobody_trusts_is_named(make: Make, certificates: tuple[ss
     server, _ = certificates
     with (
         ScriptedScp(tls=server) as scp,
-        pytest.raises(PeerUnreachableError, match="self-signed certificate"),
+        pytest.raises(PeerUnreachableError, match="signed by itself and not among"),
     ):
         Association.open(peer(scp, tls=ssl.create_default_context()), contexts.plan(make(1))[0].contexts)
 

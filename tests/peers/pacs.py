@@ -84,6 +84,7 @@ def orthanc(folder: Path) -> Iterator[Pacs]:
         "DicomCheckCalledAet": True,
         "DicomAlwaysAllowEcho": True,
         "DicomAlwaysAllowStore": True,
+        "DicomAlwaysAllowFind": True,
         "DicomCheckModalityHost": False,
         "UnknownSopClassAccepted": True,
         "StrictAetComparison": True,

@@ -80,6 +80,7 @@ class ScriptedScp:
 
     Attributes:
         seen: Every C-STORE-RQ whose data set came whole.
+        given: What was answered about each instance, in order.
         ends: How each association ended: ``release``, ``abort``, ``closed``, ``reset``, or by the act of the script.
         faults: Rules of the standard that the peer broke.
         requests: The proposed contexts of each association: (id, SOP class, transfer syntaxes).
@@ -107,6 +108,7 @@ class ScriptedScp:
         self.stop = threading.Event()
         self.seen: list[Seen] = []
         self.ends: list[str] = []
+        self.given: list[tuple[str, Answer]] = []
         self.faults: list[str] = []
         self.requests: list[list[tuple[int, str, tuple[str, ...]]]] = []
 
@@ -275,6 +277,8 @@ class _Conversation:
             self.act(answer, seen)
 
     def act(self, answer: Answer, seen: Seen, field_: int = 0x8001) -> None:
+        if seen.sop_instance:
+            self.scp.given.append((seen.sop_instance, answer))
         good = Reply(seen.context, field_, seen.message, answer.status, seen.sop_class, seen.sop_instance)
         if answer.act in {"respond", "split", "drip"}:
             pause = 0.1 if answer.act == "drip" else 0.0

@@ -14,7 +14,7 @@ from gateway.model import Outcome
 DICE = st.floats(0, 1, exclude_max=True)
 COUNT = st.integers(0, 100_000)
 AGE = st.timedeltas(timedelta(days=-400), timedelta(days=400))
-FACTS = st.builds(Facts, COUNT, COUNT, AGE)
+FACTS = st.builds(Facts, COUNT, COUNT, AGE, COUNT)
 BOUNDS = st.builds(
     Bounds, st.timedeltas(timedelta(0), timedelta(days=30)), st.integers(1, 50), st.none() | st.integers(1, 60)
 )
@@ -56,7 +56,7 @@ def test_whatever_waits_has_a_next_attempt_and_whatever_ended_has_none(
 @given(FACTS, BOUNDS, DICE)
 def test_a_failure_ends_by_its_bound_or_by_age_after_enough_tries(facts: Facts, bounds: Bounds, dice: float) -> None:
     """Age alone ends nothing: a clock that jumps ahead finds an item hardly tried (R29)."""
-    too_many = bounds.failures is not None and facts.failures >= bounds.failures
+    too_many = bounds.alike is not None and facts.alike >= bounds.alike
     too_old = facts.age >= bounds.give_up and facts.failures >= retry.FEWEST_TRIES
     expected = Outcome.FAILED if too_many or too_old else Outcome.WAITING
     assert after_failure(facts, bounds, dice).outcome is expected

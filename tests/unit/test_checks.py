@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from peer import free_port, program
 from scripted_scp import Greeting, ScriptedScp
 from sqlalchemy import text
+from storescp import Storescp
 
 from gateway import checks
 from gateway.checks import Check, Mark
@@ -134,11 +136,11 @@ def test_a_folder_of_somebody_else_is_told(configure: Load, data: Path) -> None:
 def test_the_schema_is_compared_and_not_touched(configure: Load, data: Path) -> None:
     """Current, to be migrated, of a newer release, no ledger at all."""
     engine = ledger.connect(f"sqlite:///{data / 'ledger.sqlite'}")
-    assert one(checks.live(configure()), "ledger").text == "schema 0001"
+    assert one(checks.live(configure()), "ledger").text == "schema 0005"
     assert one(checks.live(configure()), "queue") == Check(Mark.OK, "queue", "0 waiting, 0 held, 0 failed")
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM alembic_version"))
-    assert one(checks.live(configure()), "ledger").text == "schema none, brought to 0001 at the next start"
+    assert one(checks.live(configure()), "ledger").text == "schema none, brought to 0005 at the next start"
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO alembic_version VALUES ('9999')"))
     found = one(checks.live(configure()), "ledger")
@@ -343,3 +345,63 @@ def test_all_are_asked_at_once_and_answer_in_order(configure: Load) -> None:
     assert [check.subject for check in checks.echo(configuration, "a")] == ["ae.a"]
     document = checks.document(checks.echo(configuration, "a"))
     assert document["checks"][0].keys() == {"mark", "subject", "text", "do"}
+
+
+def mutual(folder: Path) -> str:
+    """Certificates of an authority, of a PACS and of ourselves, and the section that names them."""
+    certify(folder, "ca")
+    certify(folder, "gateway")
+    return '\n[ae.pacs.tls]\nca = "ca.pem"\ncertificate = "gateway.pem"\nkey_file = "gateway.key"'
+
+
+@pytest.mark.peer
+def test_the_certificate_of_a_destination_is_spoken_of_before_it_ends(configure: Load, tmp_path: Path) -> None:
+    """TLS-4: theirs as well as ours; whose it is, and whom to tell."""
+    files = ["-keyout", str(tmp_path / "pacs.key"), "-out", str(tmp_path / "pacs.pem")]
+    names = ["-subj", "/CN=pacs", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "20"]
+    command = [program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    subprocess.run([*command, *names, *files], check=True, capture_output=True)
+    tls = mutual(tmp_path).replace("ca.pem", "pacs.pem")
+    options = ["+tls", str(tmp_path / "pacs.key"), str(tmp_path / "pacs.pem"), "+cf", str(tmp_path / "gateway.pem")]
+    with Storescp(*options) as scp:
+        configuration = configure(pacs(scp.port, title=scp.title) + tls)
+        found = list(checks.echo(configuration))
+        storage = one(checks.accepted(configuration), "ae.pacs storage")
+    assert "by TLS" in one(iter(found), "ae.pacs").text
+    theirs = one(iter(found), "ae.pacs.tls")
+    assert (theirs.mark, theirs.do) == (Mark.WARNING, "renew it this month: tell the PACS team")
+    assert storage.mark is Mark.OK
+
+
+@pytest.mark.peer
+def test_certificates_of_ours_that_cannot_be_used_are_a_problem(configure: Load, tmp_path: Path) -> None:
+    """A key of somebody else, before anybody is called."""
+    tls = mutual(tmp_path)
+    shutil.copy(tmp_path / "ca.key", tmp_path / "gateway.key")
+    found = list(checks.echo(configure(pacs(free_port()) + tls)))
+    assert [(check.mark, check.subject) for check in found] == [(Mark.PROBLEM, "ae.pacs.tls")]
+    assert list(checks.accepted(configure(pacs(free_port()) + tls))) == []
+
+
+@pytest.mark.peer
+def test_what_a_destination_accepts_is_said_in_plain_words(configure: Load) -> None:
+    """NET-20: classes by number and name, compressions by name."""
+    with Storescp() as scp:
+        found = one(checks.accepted(configure(pacs(scp.port, title=scp.title))), "ae.pacs storage")
+    assert found.mark is Mark.OK
+    assert re.fullmatch(
+        r"accepts \d+ of \d+ storage classes; refuses: .* and \d+ more; takes compressed: .*", found.text
+    )
+    assert "JPEG 2000 Lossless" in found.text
+
+
+def test_a_destination_that_takes_nothing_is_a_problem() -> None:
+    """It answers C-ECHO all the same."""
+    assert checks._acceptance("ae.pacs storage", 2, ["CT", "MR"], []) == Check(
+        Mark.PROBLEM,
+        "ae.pacs storage",
+        "accepts 0 of 2 storage classes; refuses: CT, MR; takes compressed: nothing",
+        "have the PACS team allow storage to this title, and from ours",
+    )
+    found = checks._acceptance("ae.pacs storage", 2, [], ["RLE"])
+    assert found.text == "accepts 2 of 2 storage classes; takes compressed: RLE"

@@ -64,3 +64,27 @@ def test_a_refusal_is_for_good_or_for_now(result: int, code: str) -> None:
 def test_verification_is_a_context_like_any_other() -> None:
     """NET-20: C-ECHO needs one."""
     assert contexts.number([contexts.VERIFICATION]) == (contexts.Context(1, "1.2.840.10008.1.1", IMPLICIT),)
+
+
+def test_what_can_be_decoded_has_its_fall_backs_on_the_same_association() -> None:
+    """NET-2, NET-12: Explicit and Implicit VR Little Endian beside the syntax; video has none."""
+    j2k, video = "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.102"
+    span = model.Span(Path("x"), 0, 1)
+    queued = [model.Queued(key, "1.2", "1.2.3", syntax, span) for key, syntax in enumerate((j2k, video))]
+    (plan,) = contexts.plan(queued, contexts.DECODABLE)
+    assert [each.transfer_syntax for each in plan.contexts] == [j2k, contexts.EXPLICIT, contexts.IMPLICIT, video]
+    (without,) = contexts.plan(queued)
+    assert [each.transfer_syntax for each in without.contexts] == [j2k, video]
+
+
+def test_fall_backs_never_stand_on_another_association_than_what_they_are_for() -> None:
+    """R19: a hundred classes need three contexts each; no association has more than 128."""
+    span = model.Span(Path("x"), 0, 1)
+    queued = [model.Queued(key, f"1.2.{key}", "1.2.3", "1.2.840.10008.1.2.5", span) for key in range(100)]
+    plans = contexts.plan(queued, contexts.DECODABLE)
+    assert [len(plan.contexts) for plan in plans] == [126, 126, 48]
+    assert [one.key for plan in plans for one in plan.queued] == list(range(100))
+    for plan in plans:
+        pairs = {each.pair for each in plan.contexts}
+        wanted = {(one.sop_class, each) for one in plan.queued for each in (one.transfer_syntax, *contexts.FALL_BACKS)}
+        assert pairs == wanted

@@ -44,6 +44,36 @@ def test_values_are_picked_in_every_syntax(syntax: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
+def test_marks_tell_which_item_a_value_lies_in(syntax: str) -> None:
+    """Each sequence and each item leaves one before what is in it, no deeper than it was asked for."""
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    uid = element(0x00080018, "UI", "9.9", syntax)
+    inner = element(0x00081140, "SQ", item(uid, order=order) + item(uid, order=order), syntax)
+    data = element(0x00081115, "SQ", item(uid + inner, order=order) + item(inner, order=order), syntax)
+    wanted = WANTED | {dataset.ITEM}
+    found = walk(source(data), 0, syntax, wanted, nested=True, deepest=1).found
+    assert [(one.depth, one.tag) for one in found] == [
+        (0, 0x00081115),
+        (1, dataset.ITEM),
+        (1, 0x00080018),
+        (1, 0x00081140),
+        (1, dataset.ITEM),
+        (1, 0x00081140),
+    ]
+    deeper = walk(source(data), 0, syntax, wanted, nested=True).found
+    assert [one.depth for one in deeper if one.tag == dataset.ITEM] == [1, 2, 2, 1, 2, 2]
+    assert walk(source(data), 0, syntax, wanted).found == [Found(0, 0x00081115, b"")]
+
+
+def test_a_walk_ends_where_nobody_asks_for_more() -> None:
+    """What lies behind is not looked at: it may be cut, or no data set."""
+    data = data_set() + element(PIXELS, "OW", b"", length=1 << 20)
+    found = walk(source(data), 0, EXPLICIT, WANTED | {PIXELS}, until=0x0020000E).found
+    assert [one.tag for one in found] == [0x00080018, 0x00100020, 0x0020000E]
+    assert problem(data) == "truncated-data-set"
+
+
 def test_an_empty_data_set_ends_at_once() -> None:
     """Nothing is wrong with it as such."""
     assert walked(b"") == dataset.Walked()
@@ -118,9 +148,7 @@ def test_zero_bytes_behind_the_end_are_padding(syntax: str) -> None:
     """Of any length; anything else is no data set."""
     for size in (1, 7, 8, 9, 200_000):
         assert walked(data_set(syntax=syntax) + b"\0" * size, syntax).padded
-    assert problem(data_set(syntax=syntax) + b"\0" * 20 + b"\1", syntax) == (
-        "damaged-data-set" if syntax == EXPLICIT else "truncated-data-set"
-    )
+    assert problem(data_set(syntax=syntax) + b"\0" * 20 + b"\1", syntax) == "damaged-data-set"
     assert problem(data_set(syntax=syntax) + b"\0\0\1", syntax) == "truncated-data-set"
 
 
@@ -171,6 +199,13 @@ def test_a_nesting_bomb_is_refused_without_recursion(syntax: str, defined: bool)
     else:
         data = (element(0x00081115, "SQ", b"", syntax, UNDEFINED) + item(b"", defined=False)[:8]) * 10_000
     assert problem(data, syntax) == "nested-too-deep"
+
+
+def test_values_without_end_are_not_picked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory bomb: eight bytes of the file would become two hundred of ours."""
+    monkeypatch.setattr(dataset, "FOUND_LIMIT", 50)
+    assert problem(data_set() * 60) == "damaged-data-set"
+    assert problem(data_set(syntax=IMPLICIT) * 60, IMPLICIT) == "damaged-data-set"
 
 
 def test_long_values_are_not_picked() -> None:
@@ -230,3 +265,22 @@ def test_a_deflate_bomb_is_stopped_at_its_limit() -> None:
     """A megabyte that inflates to a gigabyte."""
     with pytest.raises(Problem, match="unpacked-too-big"):
         inflated(deflate(data_set(more=element(PIXELS, "OW", bytes(50_000_000)))), 1_000_000)
+
+
+def test_a_wrong_guess_that_led_far_ahead_is_left_where_it_began() -> None:
+    """Its bytes are asked for again: what lay behind them was at hand by then."""
+    astray = item(element(0x00080060, "CS", b"", IMPLICIT, length=100_000), defined=True)
+    pixels = element(PIXELS, "OW", b"\1" * 200_000, IMPLICIT)
+    data = element(0x00091001, "UN", astray, IMPLICIT) + data_set(syntax=IMPLICIT, more=pixels)
+    for first in (0, None):
+        found = walk(source(data, first), 0, IMPLICIT, WANTED)
+        assert [one.tag for one in found.found] == [0x00080018, 0x00100020, 0x0020000E]
+
+
+def test_what_was_inflated_and_left_behind_is_not_inflated_again() -> None:
+    """A deflated data set is read in one direction; one that needs two is held."""
+    packer = zlib.compressobj(wbits=-15)
+    inflated = Inflated(source(packer.compress(bytes(500_000)) + packer.flush()), 0, 1 << 20)
+    assert inflated.piece(300_000)
+    with pytest.raises(Problem, match="damaged-data-set"):
+        inflated.piece(0)

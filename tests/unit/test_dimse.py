@@ -177,3 +177,112 @@ def test_the_longest_pdu_is_taken() -> None:
 def test_an_abort_of_the_provider_has_its_own_name(body: bytes, name: str) -> None:
     """PS3.8 §7.4."""
     assert dimse.Pdu(dimse.A_ABORT, body).name == name
+
+
+def test_a_response_repeats_the_request_and_says_why() -> None:
+    """PS3.7 §9.3.1.2: field, message, UIDs as they came, status, and a comment of at most 64 characters."""
+    request = dimse.read_command(3, dimse.store_request(5, "1.2", "1.2.3"))
+    assert dimse.has_data_set(request)
+    answer = dimse.read_command(3, dimse.response(request, 0xC000, "x" * 70))
+    assert not dimse.has_data_set(answer)
+    assert (answer.field, answer.answers, answer.status) == (0x8001, 5, 0xC000)
+    assert (answer.text(0x0002), answer.text(0x1000)) == ("1.2", "1.2.3")
+    assert answer.command[0x0902] == b"x" * 64
+    bare = dimse.read_command(1, dimse.response(dimse.read_command(1, dimse.echo_request(1)), 0, "abc"))
+    assert 0x1000 not in bare.command
+    assert bare.command[0x0902] == b"abc "
+    assert 0x0902 not in dimse.read_command(1, dimse.response(request, 0)).command
+
+
+def test_a_rejection_and_an_abort_say_who_and_why() -> None:
+    """PS3.8 §9.3.4, §9.3.8."""
+    assert dimse.rejection(1, 1, 7) == bytes.fromhex("0300 00000004 00 01 01 07")
+    assert dimse.provider_abort("") == bytes.fromhex("0700 00000004 0000 02 00")
+    reasons = [dimse.provider_abort(wrong)[-1] for wrong in (dimse.UNRECOGNISED, dimse.UNEXPECTED, "anything else")]
+    assert reasons == [1, 2, 6]
+
+
+# Whole messages
+
+
+EVENT = dimse.Message(
+    1,
+    {0x0002: b"1.2.840.10008.1.20.1", 0x0100: b"\0\1", 0x0110: b"\7\0", 0x1000: b"1.2\0", 0x1002: b"\2\0"},
+)
+
+
+def test_requests_are_the_command_sets_of_the_standard() -> None:
+    """PS3.7 §9.3.2, §10.3.1, §10.3.4: as pynetdicom reads them."""
+    find = decode(BytesIO(dimse.find_request(7, CT)), is_implicit_vr=True, is_little_endian=True)
+    assert (find.CommandField, find.MessageID, find.AffectedSOPClassUID, find.CommandDataSetType) == (0x20, 7, CT, 1)
+    cancel = decode(BytesIO(dimse.cancel_request(7)), is_implicit_vr=True, is_little_endian=True)
+    assert (cancel.CommandField, cancel.MessageIDBeingRespondedTo) == (0x0FFF, 7)
+    action = decode(BytesIO(dimse.action_request(8, CT, "1.2.3", 1)), is_implicit_vr=True, is_little_endian=True)
+    assert (action.CommandField, action.MessageID, action.RequestedSOPClassUID) == (0x130, 8, CT)
+    assert (action.RequestedSOPInstanceUID, action.ActionTypeID, action.CommandDataSetType) == ("1.2.3", 1, 1)
+    event = decode(BytesIO(dimse.event_response(EVENT, 0x0110)), is_implicit_vr=True, is_little_endian=True)
+    assert (event.CommandField, event.MessageIDBeingRespondedTo, event.Status) == (0x8100, 7, 0x0110)
+    assert (event.AffectedSOPInstanceUID, event.EventTypeID, event.CommandDataSetType) == ("1.2", 2, 0x0101)
+
+
+@pytest.mark.parametrize("fragment", [2, 10, 16, 1 << 16])
+def test_a_message_is_cut_and_put_together_again(fragment: int) -> None:
+    """PS3.8 Annex E: whatever the fragments, one message comes out."""
+    content = bytes(range(200))
+    inbox, reassembly = dimse.Inbox(), dimse.Reassembly()
+    inbox.add(dimse.pack(5, fragment, dimse.find_request(9, CT), content))
+    found = []
+    while (pdu := inbox.take()) is not None:
+        assert len(pdu.body) <= fragment + 6
+        found += reassembly.add(pdu)
+    (message,) = found
+    assert (message.context, message.data_set, message.text(0x0002)) == (5, content, CT)
+    assert (message.field, message.number(0x0110)) == (0x20, 9)
+
+
+def test_two_messages_in_one_pdu_are_two() -> None:
+    """Each fragment says where its message ends."""
+    found = dimse.Reassembly().add(pdata((3, dimse.echo_request(1)), (3, RESPONSE)))
+    assert [message.field for message in found] == [0x30, 0x8001]
+    assert (found[1].answers, found[1].status) == (7, 0xB000)
+
+
+STRAY = {
+    "data set first": [(2, b"ab")],
+    "command within data": [(3, dimse.find_request(1, CT)), (3, RESPONSE)],
+    "no data set type": [(3, element(0x0100, b"\x01\x80"))],
+    "command too long": [(1, bytes(dimse.LONGEST_COMMAND + 1))],
+    "data set too long": [(3, dimse.find_request(1, CT)), (0, bytes(21))],
+}
+
+
+@pytest.mark.parametrize("case", STRAY)
+def test_fragments_that_may_not_come_are_an_error(case: str) -> None:
+    """R13: the association ends there."""
+    with pytest.raises(dimse.ProtocolError):
+        dimse.Reassembly(20).add(pdata(*STRAY[case]))
+
+
+def test_a_data_set_comes_by_the_context_of_its_command() -> None:
+    """PS3.8 Annex E.1: all fragments of a message have one context."""
+    reassembly = dimse.Reassembly()
+    assert reassembly.add(pdata((3, dimse.find_request(1, CT)))) == []
+    with pytest.raises(dimse.ProtocolError, match="contexts"):
+        reassembly.add(dimse.Pdu(dimse.P_DATA_TF, struct.pack(">IBB", 4, 3, 2) + b"ab"))
+
+
+def test_an_element_that_is_no_text_or_no_number_is_an_error() -> None:
+    """Nothing a peer sends raises anything else."""
+    message = dimse.Message(1, {0x0002: b"\xff\xff", 0x0100: b"\0"})
+    assert message.text(0x1000) == ""
+    for read in (lambda: message.text(0x0002), lambda: message.field, lambda: message.status):
+        with pytest.raises(dimse.ProtocolError):
+            read()
+
+
+def test_a_tls_alert_is_known_for_what_it_is() -> None:
+    """TLS-3: a peer that wants TLS says so to somebody who speaks in the clear."""
+    inbox = dimse.Inbox()
+    inbox.add(bytes.fromhex("15030300020246"))
+    with pytest.raises(dimse.ProtocolError, match="wants TLS"):
+        inbox.take()

@@ -13,6 +13,7 @@ import pytest
 
 from gateway import config, metrics
 from gateway.core import findings, status
+from gateway.edges import storescp
 from gateway.edges.smtp import Counters
 from gateway.ledger.inventory import Census
 
@@ -124,7 +125,7 @@ def test_every_code_of_an_item_and_every_notice_is_described() -> None:
 def test_every_metric_is_described_in_its_own_words() -> None:
     """Name and help text, and none that is not there."""
     readings = metrics.Readings()
-    every = metrics.registry(readings, Counters)
+    every = metrics.registry(readings, Counters, storescp.Counters)
     readings.census = Census(*({} for _ in fields(Census)))
     exist = {}
     for metric in every.collect():

@@ -96,6 +96,7 @@ def test_the_list_tells_what_is_the_matter_with_destinations_and_what_to_do(conn
             "paused": False,
             "down_since": "2026-11-23T12:00:00.000Z",
             "trouble": "no answer",
+            "answered": None,
             "next_probe": "2026-11-23T13:00:00.000Z",
         }
     ]

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select, update
 from gateway.ledger import inventory, janitor, messages, tickets, verbs
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger, connect
+from gateway.ledger.notices import open_notice
 from gateway.ledger.spool import Spool
 from gateway.ledger.tables import message, ticket
 from gateway.model import Outcome
@@ -73,6 +74,14 @@ def test_only_what_is_done_goes_bytes_first_and_rows_much_later(connection: Conn
     janitor._purge_bytes(connection, NOW + DAY, NOW + DAY)
     assert janitor._purge_rows(connection, NOW + DAY) >= 1  # totals that are there already are added to
     assert inventory.reconcile(connection, lambda _: True)["unaccounted"] == 0
+
+
+def test_a_mismatch_nobody_looked_at_is_closed_with_its_bytes(connection: Connection) -> None:
+    """There is nothing left to look at."""
+    everything(connection)
+    open_notice(connection, NOW, "patient-mismatch-urgent", "in-1", "text", "hint")
+    janitor._purge_bytes(connection, NOW + DAY, NOW + DAY)
+    assert not {("patient-mismatch-urgent", "in-1")} & alarms(connection)
 
 
 async def test_a_purge_deletes_files_in_steps_and_forgets_when_nobody_must_know(

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text
@@ -80,6 +81,24 @@ def test_a_ledger_is_opened_again_as_it_was(url: str) -> None:
                 connection.execute(insert(fact).values(name="kept", value="x"))
         engine.dispose()
     assert found == {"kept"}
+
+
+def test_a_ledger_of_the_first_release_is_brought_up_to_date(url: str) -> None:
+    """What an old ledger knows stays, and it has every table of this release (R28)."""
+    engine = create_engine(url)
+    config = ledgers._migrations()
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(text("INSERT INTO fact (name, value) VALUES ('kept', 'x')"))
+        connection.commit()
+        assert "fragment_set" not in inspect(connection).get_table_names()
+    engine.dispose()
+    engine = connect(url)
+    with engine.connect() as connection:
+        assert names(connection) == {"kept"}
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
 
 
 def test_a_ledger_of_a_newer_release_is_refused_and_not_touched(url: str) -> None:

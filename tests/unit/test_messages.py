@@ -25,8 +25,9 @@ from rows import (
 )
 from sqlalchemy import Connection, func, select
 
-from gateway.ledger import inventory, messages
-from gateway.ledger.tables import finding, message
+from gateway.core.findings import finding as note
+from gateway.ledger import inventory, messages, verbs
+from gateway.ledger.tables import event, finding, message
 from gateway.ledger.tables import instance as instances
 from gateway.model import Direction, Envelope, Finding, Outcome, Reading, Severity, Stage
 
@@ -76,7 +77,8 @@ def test_a_repeated_mail_has_the_outcome_of_the_first(connection: Connection, st
     assert outcome(connection, "in-1")[0] == state
     assert outcome(connection, "in-1") == outcome(connection, "in-2") == outcome(connection, "in-3")
     assert stories(connection, "in-3") == ["accepted", "repeated"]
-    assert set(wakes(connection)) == {"receive:in-1", "store:pacs"}
+    told = {"report:in-1"} & set(wakes(connection))  # a partner is told what became of it
+    assert set(wakes(connection)) - told == {"receive:in-1", "store:pacs"}
 
 
 @pytest.mark.parametrize(
@@ -256,3 +258,33 @@ def test_the_same_mail_twice_in_one_burst_is_one_and_a_repetition(connection: Co
     ]
     assert messages.accept(connection, burst) == [None, "in-1", None, None, None, "in-1"]
     assert set(wakes(connection)) == {"receive:in-1", "receive:in-3", "receive:in-4", "receive:in-5"}
+
+
+def test_what_a_rule_changed_is_told_without_its_values(connection: Connection) -> None:
+    """Promise 5: which rules, how many instances; the row has the size in the blob and the hash of what came."""
+    changed = replace(instance(1), changed=("patient_id", "issuer"), attached=90)
+    messages.accept(connection, [arrival("in-1")])
+    messages.decide(connection, "in-1", read(changed, instance(2)), NOW)
+    text = connection.scalar(select(event.c.text).where(event.c.message == "in-1", event.c.kind == "rewritten"))
+    assert text == "1 of 2 instances were changed by the route's rules: patient_id, issuer"
+    assert list(connection.scalars(select(instances.c.size))) == [100, 100]
+    queue(connection, "in-2", instance(3))
+    assert "rewritten" not in stories(connection, "in-2")
+
+
+def test_an_urgent_mismatch_is_stored_and_a_person_is_told_at_once(connection: Connection) -> None:
+    """The notice is open until somebody says that they have seen it."""
+    messages.accept(connection, [arrival("in-1")])
+    found = read(instance(1))
+    noted = (note("patient-mismatch-urgent", "1"), note("patient-mismatch-urgent", "2"))
+    messages.decide(connection, "in-1", replace(found, reading=replace(found.reading, findings=noted)), NOW)
+    assert outcome(connection, "in-1") == ("waiting", None)
+    assert alarms(connection) == {("patient-mismatch-urgent", "in-1")}
+    send(connection, "pacs")
+    assert outcome(connection, "in-1") == ("delivered", None)
+    assert alarms(connection) == {("patient-mismatch-urgent", "in-1")}
+    verbs.release(connection, "in-1", NOW, "ann")
+    assert alarms(connection) == set()
+    assert outcome(connection, "in-1") == ("delivered", None)
+    with pytest.raises(verbs.WrongStateError):
+        verbs.release(connection, "in-1", NOW, "ann")

@@ -14,7 +14,7 @@ from tests.samples import CT, DEFLATED, DIRECTORY, IMPLICIT, data_set, dicom_fil
 def judged(file: bytes) -> part10.Judged:
     """Judge a whole file."""
     source = Stored(lambda offset, size: file[offset : offset + size], file, len(file))
-    return part10.judge(part10.read_meta(file), source, 1 << 24)
+    return part10.judge(part10.read_meta(file), source, len(file), 1 << 24)
 
 
 def test_a_proper_file_has_nothing_to_remark() -> None:
@@ -32,6 +32,33 @@ def test_only_the_prefix_makes_a_file_dicom() -> None:
     assert part10.is_marked(b"MZ" * 64 + b"DICM")
     assert not part10.is_marked(b"DICM" + bytes(128))
     assert not part10.is_marked(b"")
+
+
+@pytest.mark.parametrize(
+    ("preamble", "codes"),
+    [
+        (b"MZ\x90", ("executable-preamble",)),
+        (b"\x7fELF", ("executable-preamble",)),
+        (b"II*\0", ("preamble-in-use",)),
+        (b"", ()),
+    ],
+)
+def test_what_is_in_the_preamble_is_noted(preamble: bytes, codes: tuple[str, ...]) -> None:
+    """P10-9: a program in front of an image. The image goes on, since no preamble crosses DIMSE."""
+    result = judged(preamble.ljust(128, b"\0") + dicom_file()[128:])
+    assert (result.codes, result.held) == (codes, None)
+
+
+def test_a_data_set_of_odd_length_is_held() -> None:
+    """PS3.5 7.1.1: DCMTK aborts at it and Orthanc says nothing more; an odd element alone goes through."""
+    odd = element(0x00104000, "LT", "")[:-2] + b"\3\0abc"
+    result = judged(dicom_file(data_set(more=odd)))
+    assert (result.codes, result.held) == (("odd-length",), "odd-length")
+    assert judged(dicom_file(data_set(more=odd + odd))).codes == ()
+    deflated = dicom_file(syntax=DEFLATED)
+    assert [judged(deflated + bytes(more)).held for more in range(3)] == [None, "odd-length", None]
+    directory = part10.judge(part10.Meta(DIRECTORY, "1.2", IMPLICIT, 0, ()), Stored(lambda _a, _b: b"", b"", 0), 1, 0)
+    assert directory.held is None
 
 
 @pytest.mark.parametrize("length", [0, 10, 999_999])

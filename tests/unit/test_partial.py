@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,26 @@ def test_line_feeds_stay_line_feeds(tmp_path: Path) -> None:
     """A seam that has its line end is left alone; an empty fragment adds none."""
     message = joined(tmp_path, b"From: a\n\nSubject: x\n\none\n", b"From: a\n\n", b"From: a\n\ntwo\n")
     assert message == b"From: a\r\nSubject: x\r\n\r\none\ntwo\n"
+
+
+def test_a_cut_inside_the_header_of_the_whole_is_mended(tmp_path: Path) -> None:
+    """At any of its lines, also the empty one, and in more than one place (PRT-2)."""
+    head, _, body = WHOLE.partition(b"\r\n\r\n")
+    lines = [*(head + b"\r\n").splitlines(keepends=True), b"\r\n", body]
+    for bounds in ([1], [len(lines) - 2], [len(lines) - 1], [1, 2, 4]):
+        starts = [0, *bounds, len(lines)]
+        pieces = [b"".join(lines[a:b]) for a, b in pairwise(starts)]
+        outers = (OUTER.format(n=n, total=len(pieces)).encode() for n in range(1, len(pieces) + 1))
+        message = joined(tmp_path, *(outer + piece for outer, piece in zip(outers, pieces, strict=True)))
+        assert message == merge(OUTER.format(n=1, total=len(pieces)).encode(), head + b"\r\n") + body
+
+
+def test_a_header_in_many_fragments_has_the_same_limit(tmp_path: Path) -> None:
+    """It cannot grow by being cut."""
+    outer = b"From: a\r\n\r\n"
+    with pytest.raises(GatewayError, match="too long"):
+        joined(tmp_path, *[outer + b"A: b\r\n" * 20] * 3, outer + b"\r\nbody", limit=300)
+    assert joined(tmp_path, outer + b"A: b\r\n" * 20, outer + b"\r\n" + b"x" * 900, limit=121).endswith(b"x" * 900)
 
 
 def test_a_fragment_may_be_nothing_but_a_header(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -151,7 +152,8 @@ def test_the_same_instance_twice_is_listed_once(read: Any, samples: Samples) -> 
     [
         (plain("From: a@b.test"), "other", "refused", "not-dicom"),
         (plain("Content-Type: multipart/report; boundary=x"), "report", "refused", "not-dicom"),
-        (plain('Content-Type: message/partial; id="a"; number=1; total=2'), "partial", "held", "fragment-not-joined"),
+        (plain('Content-Type: message/partial; id="a"; number=1; total=2'), "partial", "waiting", "fragment-waiting"),
+        (plain("Content-Type: message/partial; number=1"), "partial", "held", "invalid-fragment"),
         (plain("Content-Type: application/dicom"), "dicom", "held", "no-dicom"),
         (b"", "other", "refused", "not-dicom"),
     ],
@@ -211,6 +213,19 @@ def test_partner_route_and_destinations_are_found(read: Any, samples: Samples, c
     document = read(compose([samples.fresh().file]), configuration)
     assert (document["partner"], document["route"], document["outcome"]) == ("clinic-a", "in", "delivered")
     assert document["destinations"] == ["pacs", "archive"]
+
+
+def test_the_rules_of_the_route_are_tried_too(tmp_path: Path, read: Any, samples: Samples) -> None:
+    """A dry run changes what RECEIVE would change, says so, and gives the hash of what was attached."""
+    path = tmp_path / "rules.toml"
+    text = CONFIGURATION.replace('from = "clinic-a"\n', 'from = "clinic-a"\npatient_id = "prefix:A-"\n')
+    path.write_text(text, "utf-8")
+    one = samples.fresh("CT_small.dcm")
+    document = read(compose([one.file]), load(path))
+    assert "patient-rewritten" in [found["code"] for found in document["findings"]]
+    assert document["instances"][0]["sha256"] == hashlib.sha256(one.file).hexdigest()
+    assert document["instances"][0]["size"] == len(one.file)
+    assert document["outcome"] == "delivered"
 
 
 def test_a_partner_that_must_protect_its_mail_is_held(

@@ -13,6 +13,7 @@ import pytest
 
 from gateway.core import output, reader, transfer
 from gateway.core.findings import CODES, finding
+from gateway.core.reader import Rules, read_to
 from gateway.model import DirectoryCheck, Fragment, OtherPart, Severity, Span
 from tests.samples import (
     CT,
@@ -64,6 +65,16 @@ def test_hashing_waits_for_nobody_and_nobody_for_it(tmp_path: Path, monkeypatch:
     assert [instance.sha256 for instance in result.instances] == [
         hashlib.sha256(file).hexdigest() for file in (OTHER, FILE) * 3
     ]
+
+
+def test_the_output_is_made_when_it_is_not_there(tmp_path: Path) -> None:
+    """What a worker is asked for."""
+    path = tmp_path / "message"
+    path.write_bytes(mail(part(FILE)))
+    rules = Rules(parts=9, depth=9, header=1 << 16, instance=1 << 20, unpacked=1 << 20, ratio=200)
+    (instance,) = read_to(Span(path, 0, path.stat().st_size), rules, tmp_path / "out").instances
+    assert content(instance.file) == FILE
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_message_may_lie_anywhere_in_a_file(tmp_path: Path) -> None:
@@ -225,7 +236,8 @@ def test_the_same_instance_twice_is_noted(tmp_path: Path) -> None:
     again = b"x" * 128 + FILE[128:]
     result = reading(tmp_path, mail(part(FILE), part(again)))
     assert [instance.held for instance in result.instances] == [None, None]
-    assert [(found.code, found.where) for found in result.findings] == [("repeated-instance", "2")]
+    noted = [(found.code, found.where) for found in result.findings]
+    assert noted == [("preamble-in-use", "2"), ("repeated-instance", "2")]
 
 
 def test_another_instance_of_the_same_uid_is_held(tmp_path: Path) -> None:
@@ -311,6 +323,35 @@ class TestClassification:
         result = reading(tmp_path, mail(part(b"sorry", "text/plain"), part(FILE), kind="multipart/report"))
         assert (result.kind, result.instances, result.findings) == ("report", (), ())
         assert [other.part for other in result.other_parts] == ["1", "2"]
+
+    @pytest.mark.parametrize(
+        "field",
+        [
+            "From: Mail Delivery Subsystem <MAILER-DAEMON@mx.example>",
+            "Return-Path: <MAILER-DAEMON>",
+            "X-Failed-Recipients: a@b.example",
+        ],
+    )
+    def test_a_bounce_of_an_old_system_is_a_report(self, tmp_path: Path, field: str) -> None:
+        """AMB-37: it carries the images of a study back, and is none."""
+        returned = b"Content-Type: message/rfc822\r\n\r\n" + mail(part(FILE), boundary="inner")
+        message = field.encode() + b"\r\n" + mail(part(b"sorry", "text/plain"), returned)
+        result = reading(tmp_path, message)
+        assert (result.kind, result.instances, len(result.other_parts)) == ("report", (), 2)
+
+    @pytest.mark.parametrize(
+        "field", ["Return-Path: <>", "Precedence: Auto_Reply", "From: postmaster@a.example", "From: x <PostMaster@b.c>"]
+    )
+    def test_what_looks_like_an_answer_of_a_machine_is_one_without_dicom(self, tmp_path: Path, field: str) -> None:
+        """An image goes on whoever sent it: such a guess must not cost one."""
+        head = field.encode() + b"\r\n"
+        assert reading(tmp_path, head + mail(part(b"away", "text/plain"))).kind == "report"
+        assert reading(tmp_path, head + mail(part(FILE))).kind == "dicom"
+
+    def test_a_daemon_in_a_name_is_none(self, tmp_path: Path) -> None:
+        """Only the address counts."""
+        message = b"From: no-mailer-daemon-here@a.example\r\n" + mail(part(FILE))
+        assert reading(tmp_path, message).kind == "dicom"
 
     def test_an_auto_reply_without_dicom_is_a_report(self, tmp_path: Path) -> None:
         """RFC 3834."""

@@ -9,9 +9,24 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from rows import CONFIGURATION, ENVELOPE, alarms, configuration, instance, outcome, parts, stories, wakes
+from rows import (
+    CLINIC,
+    CONFIGURATION,
+    ENVELOPE,
+    NOW,
+    alarms,
+    configuration,
+    instance,
+    outcome,
+    parts,
+    stories,
+    wakes,
+)
 from sqlalchemy import Connection, func, select, update
 
+from gateway.config import Limits
+from gateway.core import routing
+from gateway.core.coercion import Coercion, Rule
 from gateway.core.reader import Rules
 from gateway.core.routing import Decision
 from gateway.errors import GatewayError, LedgerError, LowDiskError, RefusedError, WorkerError
@@ -19,7 +34,7 @@ from gateway.ledger import messages, verbs
 from gateway.ledger.ledger import Ledger, connect
 from gateway.ledger.spool import Spool
 from gateway.ledger.tables import message
-from gateway.model import Digest, Fragment, Reading, Span
+from gateway.model import Digest, Reading, Span
 from gateway.stages import receive as receiving
 from gateway.stages.receive import Receive, Verdict, book, judge, rules, without_repetitions
 
@@ -180,7 +195,7 @@ async def test_instances_that_were_read_wait_for_their_lane(stage: Stage) -> Non
         (Reading("dicom"), "pacs@gw.example", ("held", "no-dicom")),
         (Reading("other"), "pacs@gw.example", ("held", "no-dicom")),
         (Reading("report"), "pacs@gw.example", ("refused", "not-dicom")),
-        (Reading("partial", partial=Fragment("x", 1, 2)), "pacs@gw.example", ("held", "fragment-not-joined")),
+        (Reading("partial"), "pacs@gw.example", ("held", "invalid-fragment")),
         (Reading("other"), "team@gw.example", ("refused", "not-dicom")),
         (Reading("dicom", (instance(1),)), "team@gw.example", ("held", "no-route")),
     ],
@@ -363,3 +378,78 @@ async def test_the_row_decides_not_the_ticket(stage: Stage) -> None:
     await stage.ledger.write(lambda c: c.execute(update(message).values(outcome="held")))
     assert await stage.receive.look(key) is None
     assert stage.reader.calls == 0
+
+
+# The right patient
+
+
+def rule_route(name: str = "r", **changes: object) -> routing.Route:
+    values = {"urgent": False, **changes}
+    return routing.Route(name, "*", None, None, ("pacs",), late=timedelta(minutes=1), **values)  # type: ignore[arg-type]
+
+
+def test_the_rules_of_a_route_reach_the_reader(tmp_path: Path) -> None:
+    """Issuer, prefix, accession, and the two permissions; with our name, the partner's, and the time."""
+    keys = 'issuer = "CLINIC-A"\npatient_id = "prefix:A-"\naccession = "clear"\nbare_dicom = true\nuuencode = true\n'
+    text = CONFIGURATION.replace('name = "a"\n', f'name = "a"\npatient_mismatch = "accept"\n{keys}')
+    loaded = configuration(tmp_path, text)
+    made = book(loaded)
+    decision = Decision("dicom@clinic-a.example", made.partners[0], made.routes[:1])
+    found = rules(loaded.limits, decision, system="gw.example", moment=NOW)
+    assert found.coercion == Coercion(Rule("CLINIC-A", "A-", clear_accession=True), NOW, "gw.example", "clinic-a")
+    assert (found.bare_dicom, found.uuencode, found.patient_mismatch) == (True, True, "accept")
+    stranger = rules(loaded.limits, Decision(None, None, made.routes[:1]), system="gw.example", moment=NOW)
+    assert stranger.coercion is not None
+    assert stranger.coercion.source == ""
+    plain = rules(loaded.limits, Decision(None, made.partners[1], made.routes[1:]), system="gw.example", moment=NOW)
+    assert (plain.coercion, plain.bare_dicom, plain.uuencode, plain.patient_mismatch) == (None, False, False, "hold")
+
+
+def test_several_routes_permit_only_what_each_permits() -> None:
+    """And what they would change differently is not changed at all: it is held."""
+    free = rule_route("free", bare_dicom=True, uuencode=True, patient_mismatch="accept")
+    strict = rule_route("strict", coerce=Rule("X"))
+
+    def given(*routes: routing.Route) -> Rules:
+        return rules(Limits(), Decision(None, None, routes), system="gw", moment=NOW)
+
+    both = given(strict, free)
+    assert (both.bare_dicom, both.uuencode, both.patient_mismatch, both.coercion) == (False, False, "hold", None)
+    assert given(free).bare_dicom
+    assert given().patient_mismatch == "hold"
+    assert not given().bare_dicom
+    assert given(rule_route(urgent=True)).patient_mismatch == "urgent"
+    assert given(replace(free, urgent=True)).patient_mismatch == "accept"
+
+
+def test_images_of_routes_that_contradict_each_other_need_a_person() -> None:
+    """Other mail on these routes is what it is."""
+    decision = Decision("a@b.example", CLINIC, (rule_route("a"), rule_route("b", coerce=Rule("X"))))
+    assert judge(Reading("dicom", (instance(1),)), decision) == Verdict(held="rules-differ")
+    assert judge(Reading("report"), decision) == Verdict(refused="not-dicom")
+
+
+async def test_a_mail_whose_routes_differ_waits_for_a_person(tmp_path: Path) -> None:
+    """Nothing of it goes on; once the routes agree, a release reads it again (R9)."""
+    extra = '\n[[route]]\nname = "c"\nfrom = "clinic-a"\nto = "c@gw.example"\nstore = ["other"]\n'
+    text = CONFIGURATION.replace('name = "a"\n', 'name = "a"\nto = "a@gw.example"\n') + extra
+    made = Stage(tmp_path)
+    made.receive.reload(configuration(tmp_path, text + 'issuer = "X"\n'))
+    draft = made.receive.draft()
+    draft.write(FROM_A + b"\r\nbody")
+    digest = Digest(draft.size, "a" * 64, "1" * 64, FROM_A)
+    envelope = replace(ENVELOPE, recipients=("a@gw.example", "c@gw.example"))
+    key = await made.receive.accept(envelope, draft, digest)
+    await made.receive.look(key)
+    assert await made.state(key) == ("held", "rules-differ")
+    assert await made.ledger.read(lambda c: parts(c, key)) == []
+    assert made.files() == [".eml"]
+    made.receive.reload(configuration(tmp_path, text))
+    await made.ledger.write(lambda c: verbs.release(c, key, NOW, "ann"))
+    await made.receive.look(key)
+    assert [row[1:3] for row in await made.ledger.read(lambda c: parts(c, key))] == [
+        ("pacs", "waiting"),
+        ("other", "waiting"),
+    ]
+    made.ledger.close()
+    made.spool.close()

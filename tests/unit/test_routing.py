@@ -8,6 +8,7 @@ from ipaddress import ip_network
 
 import pytest
 
+from gateway.core.coercion import Rule
 from gateway.core.routing import MOST_HOPS, Book, Decision, Partner, Route, admits, decide, matches
 from gateway.errors import RefusedError
 from gateway.model import Envelope, Header
@@ -221,3 +222,11 @@ def test_a_recipient_without_a_route_beside_one_with_is_counted() -> None:
     envelope = Envelope("smtp", "", ("pacs@gw.example", "b@gw.example"), "192.0.2.1")
     found = decide(book, envelope, Header(("dicom@clinic-a.example",), 1, None, 0), "gw.example")
     assert (found.astray, found.destinations) == (1, ("pacs",))
+
+
+def test_routes_that_change_data_sets_differently_contradict_each_other() -> None:
+    """There is one data set of each instance, whoever gets it."""
+    one, other = route("a"), route("b", coerce=Rule(prefix="B-"))
+    assert not Decision(None, None, ()).is_contradictory
+    assert not Decision(None, None, (one, route("c"))).is_contradictory
+    assert Decision(None, None, (one, other)).is_contradictory

@@ -39,7 +39,7 @@ EXPECTED = [
     (0xC000, Action.RETRY, "not-understood", True),
     (0xCFFF, Action.RETRY, "not-understood", True),
     (0x0110, Action.RETRY, "processing-failure", True),
-    (0x0213, Action.RETRY, "out-of-resources", True),
+    (0x0213, Action.RETRY, "resource-limitation", True),
     (0x0111, Action.DUPLICATE, "duplicate", False),
     (0x0117, Action.INSTANCE, "instance-invalid", False),
     (0x0119, Action.INSTANCE, "class-mismatch", False),

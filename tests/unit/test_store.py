@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from rows import alarms, configuration, instance, outcome, parts, queue
+from rows import alarms, configuration, instance, outcome, parts, queue, stories
 from sqlalchemy import Connection, select, update
 
-from gateway.config import ApplicationEntity
+from gateway.config import ApplicationEntity, Downtime
 from gateway.core import contexts
-from gateway.errors import AssociationRejectedError, LedgerError, PeerUnreachableError
+from gateway.core.commitment import Answer as Commitment
+from gateway.core.commitment import Reference, Report
+from gateway.core.query import Presence, Wanted
+from gateway.core.transcode import Transcoded
+from gateway.errors import AssociationRejectedError, GatewayError, LedgerError, PeerUnreachableError
 from gateway.ledger import deliveries, inventory, verbs
 from gateway.ledger.ledger import Ledger, connect
 from gateway.ledger.spool import Spool
-from gateway.ledger.tables import delivery, destination
-from gateway.model import Queued, Sent
+from gateway.ledger.tables import delivery, destination, message
+from gateway.model import Queued, Sent, Span
 from gateway.stages import store as storing
 from gateway.stages.store import Store
 
@@ -28,13 +33,25 @@ Answer = int | str | None
 """A status; a code for what was never sent; None for silence, which ends the association; "drop" ends it unsent."""
 
 
+class Found(NamedTuple):
+    """What a C-FIND found."""
+
+    presence: Mapping[str, Presence]
+
+
 class Line:
     """One association: answers as its script says, then with success."""
 
-    def __init__(self, scu: Scripted) -> None:
+    def __init__(self, scu: Scripted, proposed: Sequence[contexts.Context]) -> None:
         self.scu = scu
         self.alive = True
+        self.refused = {one.pair: contexts.REFUSED for one in proposed if one.transfer_syntax in scu.refuses}
+        self.proposed = proposed
         self.released = self.aborted = False
+
+    def accepted(self, sop_class: str) -> list[str]:
+        pairs = [one.pair for one in self.proposed if one.pair not in self.refused]
+        return [*(syntax for each, syntax in pairs if each == sop_class), *self.scu.takes]
 
     def send(self, window: Sequence[Queued], deadline: float) -> list[Sent]:
         assert deadline == 5
@@ -75,6 +92,13 @@ class Scripted:
         self.asked = 0
         self.proposed: list[Sequence[contexts.Context]] = []
         self.windows: list[int] = []
+        self.refuses: set[str] = set()
+        self.takes: list[str] = []
+        self.has: dict[str, Presence] = {}
+        self.finding: list[Exception] = []
+        self.looked: list[list[str]] = []
+        self.commitments: list[Commitment | Exception] = []
+        self.asked_for: list[tuple[str, list[str]]] = []
         self.meanwhile: Callable[[Sequence[Queued]], None] = lambda _: None
         self._turn = threading.Lock()
 
@@ -92,8 +116,30 @@ class Scripted:
         error = self.opening.pop(0) if self.opening else None
         if error is not None:
             raise error
-        self.lines.append(Line(self))
+        self.lines.append(Line(self, proposed))
         return self.lines[-1]
+
+    def find(self, _: ApplicationEntity, wanted: Sequence[Wanted]) -> Found:
+        if self.finding:
+            raise self.finding.pop(0)
+        self.looked.append([one.sop_instance for one in wanted])
+        return Found({one.sop_instance: self.has.get(one.sop_instance, Presence.UNKNOWN) for one in wanted})
+
+    def commit(
+        self,
+        _: ApplicationEntity,
+        transaction: str,
+        references: Sequence[Reference],
+        record: Callable[[Report], object] | None = None,
+    ) -> Commitment:
+        self.asked_for.append((transaction, [one.sop_instance for one in references]))
+        answer = self.commitments.pop(0) if self.commitments else Commitment(0)
+        if isinstance(answer, Exception):
+            raise answer
+        for each in answer.reports:
+            assert record is not None
+            record(replace(each, transaction=transaction))
+        return answer
 
     def echo(self, _: ApplicationEntity) -> str:
         self.asked += 1
@@ -282,6 +328,7 @@ async def test_a_destination_that_drops_twice_without_an_answer_is_left_alone(la
     """Two drops open the breaker: what was not sent is as before and waits behind it (R16)."""
     lane.fill(5)
     lane.scu.answers = ["drop", None]
+    lane.scu.echoes = ["no answer to C-ECHO"]
     again = await lane.store.look("pacs")
     assert again == lane.condition().breaker_until
     assert lane.condition().trouble == "it drops its associations"
@@ -545,7 +592,7 @@ async def test_a_stop_waits_for_nobody_who_was_only_asked(lane: Lane, monkeypatc
     lane.fill(1)
     for unknown in (False, True):
         lane.sync(lambda c, unknown=unknown: c.execute(update(delivery).values(sends_unknown=int(unknown))))
-        lane.store._stopping = False
+        lane.store._asking.stopping = False
         look = asyncio.create_task(lane.store.look("pacs"))
         await asyncio.to_thread(asked.acquire, timeout=10)
         lane.store.stop()
@@ -564,7 +611,7 @@ async def test_an_association_that_opens_into_a_stop_sends_nothing(lane: Lane) -
 
     def open_(entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> Line:
         line = opened(entity, proposed)
-        loop.call_soon_threadsafe(setattr, lane.store, "_stopping", True)
+        loop.call_soon_threadsafe(setattr, lane.store._asking, "stopping", True)
         return line
 
     lane.scu.open = open_  # type: ignore[method-assign]
@@ -647,3 +694,388 @@ async def test_the_ticket_comes_back_when_the_next_is_due(lane: Lane) -> None:
     assert timedelta(minutes=4) < again - now() <= timedelta(minutes=5)
     assert lane.scu.lines == []
     assert lane.read(lambda c: outcome(c, "in-1")) == ("waiting", None)
+
+
+# Lanes: fairness, refills, downtime, idle destinations
+
+
+async def test_a_study_is_kept_in_order_however_many_associations_there_are(tmp_path: Path) -> None:
+    """One association at a time has a study, series by series and in the order in which it came."""
+    lane = Lane(tmp_path, associations=3)
+    for study in ("a", "b", "c"):
+        several = [
+            replace(instance(n, uid=f"{study}.{n}"), study=study, series=f"{study}.{n % 2}") for n in range(1, 31)
+        ]
+        lane.sync(lambda c, study=study, several=several: queue(c, f"in-{study}", *several, at=now()))  # type: ignore[misc]
+    await lane.store.look("pacs")
+    for study in ("a", "b", "c"):
+        mine = [int(uid.split(".")[1]) for uid in lane.scu.wire if uid.startswith(study)]
+        assert mine == [*range(1, 31, 2), *range(2, 31, 2)]
+    lane.ledger.close()
+    lane.spool.close()
+
+
+async def test_a_small_mail_does_not_wait_for_a_big_study_before_it(lane: Lane) -> None:
+    """Studies go by turns: two thousand images hold up a single one by a few (fairness)."""
+    lane.fill(2000, "in-1")
+    small = replace(instance(1, uid="small"), study="9.9")
+    lane.sync(lambda c: queue(c, "in-2", small, at=now()))
+    await lane.store.look("pacs")
+    assert lane.scu.wire.index("small") <= 16
+    assert len(lane.scu.wire) == 2001
+
+
+async def test_urgent_mail_that_comes_during_a_run_goes_next(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backlog that is being sent is refilled: nobody urgent waits for its end."""
+    monkeypatch.setattr(storing, "REFILL", 0.0)
+    lane.fill(500, "in-1")
+
+    def arrive(_: Sequence[Queued]) -> None:
+        lane.scu.meanwhile = lambda _: None
+        urgent = replace(instance(1, uid="urgent"), study="9.9")
+        lane.sync(lambda c: queue(c, "in-2", urgent, at=now()))
+        lane.sync(lambda c: c.execute(update(message).where(message.c.id == "in-2").values(urgent=True)))
+
+    lane.scu.meanwhile = arrive
+    await lane.store.look("pacs")
+    assert lane.scu.wire.index("urgent") <= 48
+    assert len(lane.scu.lines) == 1
+
+
+async def test_urgent_mail_of_another_kind_ends_the_run_for_a_new_association(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its presentation context was not proposed: it is not made to wait for that."""
+    monkeypatch.setattr(storing, "REFILL", 0.0)
+    lane.fill(500, "in-1")
+
+    def arrive(_: Sequence[Queued]) -> None:
+        lane.scu.meanwhile = lambda _: None
+        urgent = replace(instance(1, uid="urgent"), study="9.9", sop_class="1.2.840.9")
+        lane.sync(lambda c: queue(c, "in-2", urgent, at=now()))
+        lane.sync(lambda c: c.execute(update(message).where(message.c.id == "in-2").values(urgent=True)))
+
+    lane.scu.meanwhile = arrive
+    await lane.store.look("pacs")
+    assert lane.scu.wire.index("urgent") <= 48
+    assert len(lane.scu.lines) >= 2
+    assert len(lane.scu.wire) == 501
+
+
+def change_entity(lane: Lane, **changes: object) -> None:
+    """Configure the destinations otherwise."""
+    entities = {name: one.model_copy(update=changes) for name, one in lane.configuration.ae.items()}
+    lane.configuration = lane.configuration.model_copy(update={"ae": entities})
+    lane.store.reload(lane.configuration)
+
+
+ALWAYS = (Downtime(frozenset(range(7)), time(0), time(0)),)
+
+
+async def test_in_a_downtime_nothing_is_tried_and_a_person_may_force_it(lane: Lane) -> None:
+    """Neither image nor echo nor notice; `retry --force` goes over it."""
+    lane.fill(1, "in-1")
+    lane.fill(1, "in-2")
+    change_entity(lane, downtime=ALWAYS)
+    again = await lane.store.look("pacs")
+    assert again is not None
+    assert again > now()
+    await lane.store.ask_idle()
+    assert (lane.scu.lines, lane.scu.asked) == ([], 0)
+    lane.sync(lambda c: verbs.retry(c, "in-2", now(), "anna", force=True))
+    lane.scu.opening = [PeerUnreachableError("no answer")]
+    await lane.store.look("pacs")
+    assert lane.condition().trouble is None
+    await lane.store.look("pacs")
+    assert lane.scu.wire == ["in-2.1"]
+    change_entity(lane, downtime=())
+    await lane.store.look("pacs")
+    assert lane.scu.wire == ["in-2.1", "in-1.1"]
+
+
+async def test_a_destination_that_is_idle_is_asked_now_and_then(lane: Lane) -> None:
+    """Trouble is known before the first image comes, and passes without one (NET-20, R33)."""
+    await lane.store.ask_idle()
+    assert lane.scu.asked == 2
+    await lane.store.ask_idle()
+    assert lane.scu.asked == 2  # they answered a moment ago
+    lane.sync(lambda c: c.execute(update(destination).values(answered_at=now() - timedelta(minutes=6))))
+    lane.sync(lambda c: deliveries.pause(c, "other", True, now(), "anna"))
+    lane.scu.echoes = ["no answer"]
+    await lane.store.ask_idle()
+    assert lane.scu.asked == 3
+    assert lane.condition().trouble == "no answer"
+    lane.make_due()
+    assert await lane.store.look("pacs") is None
+    assert lane.condition().trouble is None
+
+
+# Instances that a peer cannot bear
+
+
+async def test_an_instance_that_makes_the_peer_abort_is_tried_once_alone_and_then_fails(lane: Lane) -> None:
+    """The others go on at once; it goes last, alone, after an echo; a person is told (R14)."""
+    lane.fill(20)
+    bad = {"in-1.3", "in-1.4"}
+    lane.scu.answer = lambda queued: None if queued.sop_instance in bad else 0  # type: ignore[method-assign,assignment]
+    await lane.store.look("pacs")
+    assert lane.parts()[2:4] == [("waiting", "in-doubt")] * 2
+    assert lane.parts().count(("delivered", None)) == 18
+    lane.sync(lambda c: queue(c, "in-2", replace(instance(1, uid="other"), study="9.9"), at=now()))
+    lane.make_due()
+    lane.scu.wire.clear()
+    await lane.store.look("pacs")
+    assert lane.scu.wire == ["other", "in-1.3", "in-1.4"]
+    assert lane.scu.windows[-2:] == [1, 1]
+    assert lane.parts()[2:4] == [("failed", "peer-aborts")] * 2
+    rows = lane.read(lambda c: [tuple(r) for r in c.execute(select(delivery.c.sends, delivery.c.sends_unknown))])
+    assert rows[2] == (2, 2)  # type: ignore[index]
+
+
+async def test_a_peer_that_aborts_everything_fails_nothing(lane: Lane) -> None:
+    """Without any answer in between nobody knows whose fault it is: doubt, counted and held (promise 2)."""
+    lane.fill(3)
+    lane.scu.always = None
+    for _ in range(6):
+        await lane.store.look("pacs")
+        lane.make_due()
+    assert lane.parts() == [("held", "in-doubt")] * 3
+    assert len(lane.scu.wire) == 12
+
+
+async def test_a_peer_that_keeps_aborting_is_left_alone(lane: Lane) -> None:
+    """It answers every echo, and takes no image: five associations, then the breaker (R16)."""
+    for number in range(10):
+        lane.fill(1, f"in-{number}")
+    lane.scu.always = None
+    await lane.store.look("pacs")
+    assert len(lane.scu.wire) == storing.MOST_DROPS
+    assert lane.condition().trouble == "it drops its associations"
+
+
+async def test_each_kind_of_answer_has_its_own_bound(lane: Lane) -> None:
+    """Four times a full disk use up none of the five tries of "cannot understand"."""
+    lane.fill(1)
+    lane.scu.answers = [*[0xA700] * 4, *[0xC000] * 4, 0]
+    for _ in range(8):
+        await lane.store.look("pacs")
+        lane.make_due()
+    assert lane.parts() == [("waiting", "not-understood")]
+    await lane.store.look("pacs")
+    assert lane.parts() == [("delivered", None)]
+
+
+# Proof of delivery
+
+
+async def test_what_c_find_shows_is_delivered_and_nothing_before(lane: Lane) -> None:
+    """A success status alone is no proof here (R18)."""
+    change_entity(lane, confirm="find")
+    lane.fill(2)
+    lane.scu.always = 0xB000
+    again = await lane.store.look("pacs")
+    assert lane.parts() == [("waiting", "awaiting-confirmation")] * 2
+    assert again is not None
+    assert again - now() < timedelta(seconds=6)
+    lane.scu.has = {"in-1.1": Presence.PRESENT, "in-1.2": Presence.ABSENT}
+    lane.make_due()
+    await lane.store.look("pacs")
+    assert lane.parts() == [("delivered", "coerced"), ("waiting", "awaiting-confirmation")]
+    assert len(lane.scu.wire) == 2
+    assert lane.read(inventory.tickets_missing) == []
+
+
+async def test_a_lying_pacs_gets_it_again_and_then_a_person_is_told(lane: Lane) -> None:
+    """Success, and then absent: sent again when the time for the proof is over, bounded, never delivered (R18)."""
+    change_entity(lane, confirm="find", confirm_within=timedelta(seconds=0))
+    lane.fill(1)
+    lane.scu.has = {"in-1.1": Presence.ABSENT}
+    for _ in range(8):
+        await lane.store.look("pacs")
+        lane.make_due()
+    assert len(lane.scu.wire) == 3
+    assert lane.parts() == [("held", "not-confirmed")]
+    assert lane.read(alarms) == {("held", "in-1")}
+    lane.scu.has = {"in-1.1": Presence.PRESENT}
+    lane.sync(lambda c: verbs.release(c, "in-1", now(), "anna"))
+    await lane.store.look("pacs")
+    lane.make_due()
+    await lane.store.look("pacs")
+    assert lane.parts() == [("delivered", None)]
+
+
+async def test_a_pacs_that_cannot_be_asked_delivers_nothing(lane: Lane) -> None:
+    """No answer to C-FIND in the whole time: held, because nobody knows (R12)."""
+    change_entity(lane, confirm="find", confirm_within=timedelta(seconds=0))
+    lane.fill(1)
+    await lane.store.look("pacs")
+    lane.make_due()
+    lane.scu.finding = [PeerUnreachableError("no answer")]
+    assert await lane.store.look("pacs") == lane.condition().breaker_until
+    lane.make_due()
+    await lane.store.look("pacs")
+    assert lane.parts() == [("held", "not-confirmed")]
+    assert len(lane.scu.wire) == 1
+
+
+async def test_a_send_in_doubt_is_looked_for_before_it_is_repeated(lane: Lane) -> None:
+    """What C-FIND shows is not sent again; what it does not show is (promise 2)."""
+    change_entity(lane, confirm="find")
+    lane.fill(2)
+    lane.scu.answers = [None, None]
+    await lane.store.look("pacs")
+    lane.make_due()
+    lane.scu.has = {"in-1.1": Presence.PRESENT, "in-1.2": Presence.ABSENT}
+    await lane.store.look("pacs")
+    assert lane.parts() == [("delivered", "found"), ("waiting", "awaiting-confirmation")]
+    assert lane.scu.wire == ["in-1.1", "in-1.2", "in-1.2"]
+
+
+async def test_a_known_instance_is_sent_again_or_skipped_where_it_is_shown_to_be(lane: Lane) -> None:
+    """Somebody asked for it; the item says what was done (R11)."""
+    same = instance(1, uid="same")
+    lane.sync(lambda c: queue(c, "in-1", same, at=now()))
+    await lane.store.look("pacs")
+    lane.sync(lambda c: queue(c, "in-2", same, at=now()))
+    await lane.store.look("pacs")
+    assert lane.scu.wire == ["same", "same"]
+    change_entity(lane, confirm="find")
+    lane.scu.has = {"same": Presence.PRESENT}
+    lane.sync(lambda c: queue(c, "in-3", same, at=now()))
+    await lane.store.look("pacs")
+    assert lane.parts("in-3") == [("delivered", "already-there")]
+    assert lane.scu.wire == ["same", "same"]
+    assert "known" in lane.read(lambda c: stories(c, "in-3"))  # type: ignore[operator]
+
+
+async def test_commitment_is_asked_for_and_its_report_delivers(lane: Lane) -> None:
+    """Also when the gateway was started anew in between: the transaction lies in the ledger (SC-1, SC-3)."""
+    change_entity(lane, confirm="commitment")
+    lane.fill(3)
+    again = await lane.store.look("pacs")
+    assert again is not None
+    assert lane.parts() == [("waiting", "awaiting-confirmation")] * 3
+    ((uid, asked),) = lane.scu.asked_for
+    assert asked == ["in-1.1", "in-1.2", "in-1.3"]
+    anew = Store(lane.configuration, lane.ledger, lane.spool, lane.scu)
+    assert not await anew.report("1.2.3", ["in-1.1"], {})
+    assert lane.parts() == [("waiting", "awaiting-confirmation")] * 3
+    assert await anew.report(uid, ["in-1.1"], {"in-1.2": 0x0112, "in-1.3": 0x0119})
+    assert lane.parts() == [("delivered", None), ("waiting", "not-confirmed"), ("held", "not-confirmed")]
+    assert not await anew.report(uid, ["in-1.2", "in-1.3"], {})  # the UID is dead (SC-6)
+    await anew.look("pacs")
+    assert lane.scu.wire == ["in-1.1", "in-1.2", "in-1.3", "in-1.2"]
+    assert len({transaction for transaction, _ in lane.scu.asked_for}) == 2
+
+
+async def test_a_report_on_the_same_association_is_recorded_at_once(lane: Lane) -> None:
+    """It is on disk before the peer is answered (SC-2)."""
+    change_entity(lane, confirm="commitment")
+    lane.fill(1)
+    lane.scu.commitments = [Commitment(0, (Report("", frozenset({"in-1.1"}), {}),))]
+    assert await lane.store.look("pacs") is None
+    assert lane.parts() == [("delivered", None)]
+
+
+async def test_a_report_that_forgets_or_postpones_an_instance_is_asked_for_again(lane: Lane) -> None:
+    """Neither committed nor failed: another transaction with another UID (SC-5, SC-6)."""
+    change_entity(lane, confirm="commitment")
+    lane.fill(2)
+    await lane.store.look("pacs")
+    await lane.store.report(lane.scu.asked_for[0][0], [], {"in-1.2": 0x0213})
+    assert lane.parts() == [("waiting", "awaiting-confirmation")] * 2
+    lane.make_due()
+    await lane.store.look("pacs")
+    assert lane.scu.asked_for[1][1] == ["in-1.1", "in-1.2"]
+    assert lane.scu.asked_for[1][0] != lane.scu.asked_for[0][0]
+    assert len(lane.scu.wire) == 2
+
+
+async def test_a_refused_commitment_is_told_and_c_find_decides_in_the_end(lane: Lane) -> None:
+    """The fall-back when the time is over; a notice meanwhile, which closes with the next good request (SC-7)."""
+    change_entity(lane, confirm="commitment")
+    lane.fill(1)
+    lane.scu.commitments = [Commitment(None, refused="context-refused"), Commitment(0x0211)]
+    await lane.store.look("pacs")
+    assert lane.read(alarms) == {("commitment-refused", "pacs")}
+    lane.make_due()
+    await lane.store.look("pacs")
+    lane.make_due()
+    await lane.store.look("pacs")
+    assert lane.read(alarms) == set()
+    assert len(lane.scu.asked_for) == 3
+    lane.make_due()
+    await lane.store.look("pacs")  # asked, not late: looked at again later
+    assert len(lane.scu.asked_for) == 3
+    change_entity(lane, confirm="commitment", confirm_within=timedelta(seconds=0))
+    lane.scu.has = {"in-1.1": Presence.PRESENT}
+    lane.make_due()
+    assert await lane.store.look("pacs") is None
+    assert lane.parts() == [("delivered", None)]
+
+
+@pytest.mark.parametrize(
+    "error", [PeerUnreachableError("no"), AssociationRejectedError("no", permanent=True, reason="x"), ValueError()]
+)
+async def test_a_commitment_that_could_not_be_asked_for_opens_the_breaker(lane: Lane, error: Exception) -> None:
+    """The destination is away: its instances keep waiting for their proof."""
+    change_entity(lane, confirm="commitment")
+    lane.fill(1)
+    lane.scu.commitments = [error]
+    assert await lane.store.look("pacs") == lane.condition().breaker_until
+    assert lane.parts() == [("waiting", "awaiting-confirmation")]
+    lane.make_due()
+    await lane.store.look("pacs")
+    assert len(lane.scu.wire) == 1
+
+
+async def test_when_no_proof_is_asked_for_any_more_what_waits_for_one_is_delivered(lane: Lane) -> None:
+    """A person changed the configuration: the success status counts again."""
+    change_entity(lane, confirm="find")
+    lane.fill(1)
+    await lane.store.look("pacs")
+    change_entity(lane, confirm="store")
+    lane.make_due()
+    assert await lane.store.look("pacs") is None
+    assert lane.parts() == [("delivered", None)]
+
+
+# Transcoding
+
+
+async def test_what_a_peer_refuses_as_it_is_goes_transcoded_and_that_is_on_record(tmp_path: Path) -> None:
+    """Explicit before implicit; the original stays what it is; nothing is left in scratch (NET-12, R8)."""
+    lane = Lane(tmp_path)
+    seen: list[tuple[str, ...]] = []
+
+    async def transcode(source: Span, syntax: str, targets: Sequence[str], out: Path) -> Transcoded:
+        seen.append((syntax, *targets))
+        number = source.start // 100
+        if number == 2:
+            raise GatewayError("signed")
+        if number == 3:
+            raise OSError
+        out.write_bytes(b"header" + b"decoded")
+        return Transcoded(targets[0], 6, 13, "pixel data decoded")
+
+    lane.store = Store(lane.configuration, lane.ledger, lane.spool, lane.scu, lambda: 0.5, transcode)
+    jpeg = "1.2.840.10008.1.2.4.70"
+    several = [replace(instance(n, uid=f"in-1.{n}"), transfer_syntax=jpeg) for n in (1, 2, 3)]
+    lane.sync(lambda c: queue(c, "in-1", *several, at=now()))
+    lane.scu.refuses, lane.scu.takes = {jpeg}, ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"]
+    lane.scu.answer = lambda queued: 0 if queued.transfer_syntax != jpeg else "context-refused"  # type: ignore[method-assign]
+    await lane.store.look("pacs")
+    assert seen == [(jpeg, "1.2.840.10008.1.2.1", "1.2.840.10008.1.2")] * 3
+    assert lane.parts() == [("delivered", None), ("failed", "context-refused"), ("failed", "context-refused")]
+    shown = lane.read(lambda c: inventory.show_item(c, "in-1", now()))
+    assert [one["sent_as"] for one in shown["instances_detail"]] == ["1.2.840.10008.1.2.1", None, None]  # type: ignore[index]
+    assert [one["comment"] for one in shown["instances_detail"]] == [None, "signed", "OSError"]  # type: ignore[index]
+    assert any("pixel data decoded" in one["text"] for one in shown["events"])  # type: ignore[index]
+    assert list((tmp_path / "data" / "scratch" / "store").iterdir()) == []
+    change_entity(lane, transcode="never")
+    lane.sync(lambda c: verbs.retry(c, "in-1", now(), "anna", force=True))
+    await lane.store.look("pacs")
+    assert set(lane.parts()) == {("failed", "context-refused")}
+    assert len(seen) == 3
+    lane.ledger.close()
+    lane.spool.close()

@@ -199,6 +199,16 @@ def test_reading_says_what_would_happen_and_why() -> None:
     ]
 
 
+def test_reading_says_how_many_of_those_found_can_go_on() -> None:
+    """AMB-40: n of m; an error without a place is about all of them."""
+    one = READING["instances"][0]
+    error = {"severity": "error", "code": "no-study", "where": "9", "text": "none"}
+    some = READING | {"instances": [one, one | {"part": "9"}], "findings": [error]}
+    assert "2 instances of 1 study, 1 of 2 can go on, unprotected." in shown(story.reading(some))
+    none = some | {"findings": [error | {"where": ""}]}
+    assert "2 instances of 1 study, 0 of 2 can go on, unprotected." in shown(story.reading(none))
+
+
 def test_reading_of_a_protected_fragment_says_so() -> None:
     """Number and total, protection and its failure code, nobody known."""
     protection = {"encrypted": True, "signed": True, "verified": False, "signer": "a@b.example", "code": "no-trust"}

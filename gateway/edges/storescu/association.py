@@ -1,28 +1,16 @@
-"""The Storage SCU: an association to a PACS, and file bytes over it, exactly as they lie in the spool.
-
-pynetdicom encodes and decodes the negotiation, and nothing more. Its own association runs two threads that poll the
-socket every millisecond, and the two can race for it: under load one takes the response the other waits for, and an
-image that was stored looks lost. Its data path copies every instance into memory, and it never turns off Nagle's
-algorithm, which stalls each C-STORE by some 40 ms. A peer that stops in the middle of a PDU blocks its thread for
-ever. So the socket is ours from the first byte: no thread but the caller's, a deadline on every wait, memory flat.
-
-What is sent is the data set without group 0002 (P10-6), undecoded and unaltered (R8). What comes back counts only if
-it is the response to this message about this instance (R12). Anything else drops the association (R13).
-"""
+"""One association: negotiated, used for one message after another, ended in good order or at once."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import select
-import socket
-import ssl
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from types import MappingProxyType
 from typing import Final, Self
 
@@ -37,7 +25,8 @@ from pynetdicom.pdu_primitives import (
 from pynetdicom.presentation import PresentationContext, build_context
 
 from gateway import model
-from gateway.core import contexts, dimse, status
+from gateway.core import commitment, contexts, dimse, query, status
+from gateway.edges.storescu.wire import CLOSED, TIMEOUT, DroppedError, Peer, Wire, connect, unreachable
 from gateway.errors import AssociationRejectedError, PeerUnreachableError
 
 for _name in ("pydicom", "pynetdicom"):  # they log UIDs, titles and whole PDUs at will
@@ -57,6 +46,15 @@ SLOWEST: Final = 16 << 10
 RELEASE_PATIENCE: Final = 5.0
 """Seconds to wait for A-RELEASE-RP at most: everything has been answered by then, nothing hangs on it."""
 
+QUERY_PATIENCE: Final = 5
+"""Times the longest silence that one query may take, however steadily its matches drip."""
+
+SPARE_MATCHES: Final = 1000
+"""Matches of one query beyond those asked for that are read before it is cancelled."""
+
+PENDING: Final = frozenset({0xFF00, 0xFF01})
+"""Statuses of a C-FIND response that bears a match (PS3.4 Table C.4-1)."""
+
 _REASONS: Final = {
     (1, 1): "no reason given",
     (1, 2): "application context name not supported",
@@ -68,46 +66,6 @@ _REASONS: Final = {
     (3, 2): "local limit exceeded",
 }
 """A-ASSOCIATE-RJ by source and reason (PS3.8 Table 9-21)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """An application entity that we call.
-
-    Attributes:
-        title: Its AE title.
-        host: Address, or a name, which is resolved within the system's own time-outs.
-        port: TCP port.
-        calling: Our own AE title.
-        timeout: Seconds for each step: connecting (to each address of the host), TLS, the answer to a request.
-        max_pdu: The longest PDU we want to receive (PS3.8 Annex D.1), in bytes.
-        tls: How to secure the connection; None for a plain one.
-    """
-
-    title: str
-    host: str
-    port: int
-    calling: str
-    timeout: float
-    max_pdu: int = 131072
-    tls: ssl.SSLContext | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EchoResult:
-    """What a C-ECHO found. A good one proves neither storage permission nor syntax support (NET-20).
-
-    Attributes:
-        ok: The peer answered with success.
-        seconds: From the first packet to the answer, or to the failure.
-        reason: What was wrong, for a person; empty when nothing was.
-        reachable: The peer spoke DICOM with us, whatever it said.
-    """
-
-    ok: bool
-    seconds: float
-    reason: str = ""
-    reachable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +83,7 @@ class Association:
         refused: What the peer did not accept, by SOP class and transfer syntax, and the code for it (NET-5).
     """
 
-    def __init__(self, wire: _Wire, answer: _Answer, proposed: Sequence[contexts.Context]) -> None:
+    def __init__(self, wire: Wire, answer: _Answer, proposed: Sequence[contexts.Context]) -> None:
         self._wire = wire
         self._fragment = dimse.fragment_size(answer.longest)
         self._buffer = bytearray()
@@ -155,14 +113,16 @@ class Association:
             ValueError: There is nothing to propose, or a title or UID is none; the reader lets no such instance pass.
         """
         request = _request(peer, proposed)
-        wire = _connect(peer)
+        wire = connect(peer)
         try:
             until = time.monotonic() + peer.timeout
             wire.write(request, until)
             return cls(wire, _answer(peer, wire.read(until)), proposed)
-        except (_DroppedError, dimse.ProtocolError) as error:
+        except (DroppedError, dimse.ProtocolError) as error:
             wire.drop()
-            raise _unreachable(peer, f"gave no answer to the association request: {error}") from None
+            # TLS 1.3 ends the handshake before the peer has looked at our certificate, and many only close then.
+            doubt = ": does it take our certificate?" if peer.tls is not None and str(error) == CLOSED else ""
+            raise unreachable(peer, f"gave no answer to the association request: {error}{doubt}") from None
         except BaseException:
             wire.drop()
             raise
@@ -192,11 +152,89 @@ class Association:
                 outcomes.append(self._store(queued))
         return outcomes
 
+    def accepted(self, sop_class: str) -> tuple[str, ...]:
+        """The transfer syntaxes that the peer takes for a SOP class, of those proposed, in the order proposed."""
+        return tuple(syntax for each, syntax in self._accepted if each == sop_class)
+
+    @property
+    def certificate_ends(self) -> datetime | None:
+        """When the certificate that the peer showed expires; None without TLS."""
+        return self._wire.certificate_ends
+
+    def echo(self, deadline: float) -> int:
+        """Send a C-ECHO; return its status.
+
+        Raises:
+            PeerUnreachableError: No valid response came; the association is dropped.
+        """
+        with self._asking(deadline):
+            message = self._next_message()
+            request = dimse.pack(self._accepted[contexts.VERIFICATION], self._fragment, dimse.echo_request(message))
+            self._wire.write(request, time.monotonic() + deadline)
+            return self._response(message, dimse.C_ECHO_RSP).status
+
+    def find(self, wanted: Sequence[query.Wanted], deadline: float) -> query.Findings:
+        """Ask which instances the peer has (PS3.4 C.4.1); needs ``query.CONTEXT`` among the accepted contexts.
+
+        A peer may take a list of UIDs for one, or leave out what it has beyond some number. So an instance that is not
+        among the matches of a list is asked for again alone, and only then called absent.
+
+        Args:
+            wanted: What is looked for.
+            deadline: Seconds: the longest silence of the peer; one query may take ``QUERY_PATIENCE`` times that.
+
+        Returns:
+            One answer for each SOP Instance UID; ``unknown`` for those behind the end of the association.
+        """
+        presence = dict.fromkeys((one.sop_instance for one in wanted), query.Presence.UNKNOWN)
+        try:
+            with self._asking(deadline):
+                refused = next(filter(None, (self._look(one, presence) for one in query.queries(wanted))), 0)
+        except PeerUnreachableError as error:
+            return query.Findings(presence, f"no answer to C-FIND: {error}")
+        return query.Findings(presence, f"C-FIND was answered with status 0x{refused:04X}" if refused else "")
+
+    def commit(
+        self,
+        transaction: str,
+        references: Sequence[commitment.Reference],
+        deadline: float,
+        wait: float = 0.0,
+        record: Callable[[commitment.Report], object] | None = None,
+    ) -> commitment.Answer:
+        """Request storage commitment (SC-1); needs ``commitment.CONTEXT`` among the accepted contexts.
+
+        Args:
+            transaction: A fresh Transaction UID.
+            references: What the peer shall answer for.
+            deadline: Seconds: the longest silence until the response.
+            wait: Seconds to wait behind it for a report on this association; most peers open one of their own.
+            record: Called with each report before it is answered, in this thread. When it raises, the peer is told
+                that processing failed and may report again. None: a report is taken as returned.
+        """
+        answer = commitment.Answer(None, comment="closed")
+        context = self._accepted.get(commitment.CONTEXT)
+        if context is None:
+            return commitment.Answer(None, refused=self.refused.get(commitment.CONTEXT, contexts.NOT_PROPOSED))
+        try:
+            with self._asking(deadline):
+                message = self._next_message()
+                request = dimse.action_request(
+                    message, commitment.SOP_CLASS, commitment.SOP_INSTANCE, commitment.REQUEST
+                )
+                information = commitment.action_information(transaction, references)
+                until = time.monotonic() + deadline + len(information) / SLOWEST
+                self._wire.write(dimse.pack(context, self._fragment, request, information), until)
+                answer = self._await_report(message, deadline, wait, record)
+        except PeerUnreachableError as error:
+            return replace(answer, comment=error.text)
+        return answer
+
     def release(self) -> None:
         """Say goodbye in good order (PS3.8 §9.3.6) and close. Never fails, never waits long."""
         with self._busy:
             if self.alive:
-                with contextlib.suppress(_DroppedError, dimse.ProtocolError):
+                with contextlib.suppress(DroppedError, dimse.ProtocolError):
                     self._release(time.monotonic() + min(self._wire.patience, RELEASE_PATIENCE))
                 self._wire.close()
 
@@ -216,6 +254,111 @@ class Association:
             if answer.type == dimse.A_RELEASE_RQ:  # both at once: the requestor answers first (PS3.8 §7.2.2.7)
                 self._wire.write(dimse.RELEASE_RESPONSE, until)
 
+    @contextlib.contextmanager
+    def _asking(self, deadline: float) -> Iterator[None]:
+        """Have the association for one exchange; whatever breaks it off drops the association (R13)."""
+        with self._busy:
+            if not self.alive:
+                raise PeerUnreachableError("closed")
+            self._wire.patience = deadline
+            try:
+                yield
+            except (DroppedError, dimse.ProtocolError) as error:
+                self._wire.drop()
+                raise PeerUnreachableError(str(error)) from None
+            except BaseException:
+                self._wire.drop()
+                raise
+
+    def _look(self, one: query.Query, presence: dict[str, query.Presence]) -> int:
+        """Ask for instances of a series; return the status of a refusal, 0 when what was asked last was answered."""
+        status, found = self._query(one)
+        for instance in found & presence.keys():
+            presence[instance] = query.Presence.PRESENT
+        if len(one.sop_instances) > 1:
+            alone = (one._replace(sop_instances=(each,)) for each in one.sop_instances if each not in found)
+            return next(filter(None, (self._look(each, presence) for each in alone)), 0)
+        if status == 0 and not found:
+            presence[one.sop_instances[0]] = query.Presence.ABSENT
+        return status
+
+    def _query(self, one: query.Query) -> tuple[int, set[str]]:
+        """Send one C-FIND; return its last status and the SOP Instance UIDs that matched."""
+        message = self._next_message()
+        context = self._accepted[query.CONTEXT]
+        request = dimse.pack(
+            context, self._fragment, dimse.find_request(message, query.SOP_CLASS), query.identifier(one)
+        )
+        end = time.monotonic() + QUERY_PATIENCE * self._wire.patience
+        self._wire.write(request, end)
+        messages = self._messages(end, self._wire.patience)
+        found: set[str] = set()
+        most = len(one.sop_instances) + SPARE_MATCHES
+        for count, response in enumerate(messages):
+            if response.field != dimse.C_FIND_RSP or response.answers != message:
+                raise dimse.ProtocolError("response to another message")
+            if response.status not in PENDING:
+                return response.status, found
+            if count == most:
+                # It ignores the keys and lists everything: the rest of it is stopped, not waited for.
+                cancel = dimse.pack(context, self._fragment, dimse.cancel_request(message))
+                self._wire.write(cancel, time.monotonic() + self._wire.patience)
+            elif count > 2 * most:
+                raise dimse.ProtocolError("matches without end")
+            found.add(query.sop_instance(response.data_set))
+        raise AssertionError  # the messages end by an exception only
+
+    def _messages(self, end: float, patience: float) -> Iterator[dimse.Message]:
+        """Yield the messages that come until a moment, none later than ``patience`` seconds behind another."""
+        reassembly = dimse.Reassembly()
+        until = min(end, time.monotonic() + patience)
+        while True:
+            pdu = self._wire.read(until)
+            if pdu.type != dimse.P_DATA_TF:
+                self._ended(pdu)
+            for message in reassembly.add(pdu):
+                yield message
+                until = min(end, time.monotonic() + patience)
+
+    def _await_report(
+        self, message: int, deadline: float, wait: float, record: Callable[[commitment.Report], object] | None
+    ) -> commitment.Answer:
+        """Read on until the N-ACTION is answered, and ``wait`` seconds more for a report; it may also come first."""
+        answer = commitment.Answer(None)
+        until = time.monotonic() + deadline
+        messages = self._messages(until, deadline)
+        while answer.status is None or not (answer.status or answer.reports):
+            try:
+                each = next(messages)
+            except DroppedError as error:
+                if answer.status is None:
+                    raise
+                if str(error) != TIMEOUT:
+                    self._wire.drop()
+                break
+            if each.field == dimse.N_EVENT_REPORT_RQ:
+                answer = replace(answer, reports=(*answer.reports, *self._take_report(each, record)))
+            elif each.field == dimse.N_ACTION_RSP and each.answers == message and answer.status is None:
+                answer = replace(answer, status=each.status)
+                messages = self._messages(time.monotonic() + wait, wait)
+            else:
+                raise dimse.ProtocolError("response to another message")
+        return answer
+
+    def _take_report(
+        self, request: dimse.Message, record: Callable[[commitment.Report], object] | None
+    ) -> tuple[commitment.Report, ...]:
+        taken: tuple[commitment.Report, ...] = ()
+        status = commitment.UNSAID
+        with contextlib.suppress(Exception):  # what cannot be read or recorded is answered as a failure
+            report = commitment.read_report(request.number(0x1002), request.data_set)
+            if record is not None:
+                record(report)
+            taken, status = (report,), 0
+        response = dimse.pack(request.context, self._fragment, dimse.event_response(request, status))
+        self._wire.write(response, time.monotonic() + self._wire.patience)
+        return taken
+
     def _ready(self) -> bool:
         """Whether the next instance can be put on the wire; a peer that has ended the association is answered."""
         if not self.alive:
@@ -224,7 +367,7 @@ class Association:
             if self._wire.spoken() is None:
                 return True
             self._ended(self._wire.read(time.monotonic() + self._wire.patience))
-        except (_DroppedError, dimse.ProtocolError):
+        except (DroppedError, dimse.ProtocolError):
             self._wire.drop()
         return False
 
@@ -235,7 +378,7 @@ class Association:
             self._wire.close()
         elif pdu.type == dimse.A_ABORT:
             self._wire.close()  # an abort is not answered (PS3.8 §9.2.3, AA-3)
-        raise _DroppedError(pdu.name)
+        raise DroppedError(pdu.name)
 
     def _store(self, queued: model.Queued) -> model.Sent:
         pair = contexts.pair(queued)
@@ -248,7 +391,7 @@ class Association:
             return model.Sent(queued.key, None, refused="content-missing", comment=type(error).__name__)
         try:
             status = self._exchange(queued, context, file)
-        except (_DroppedError, dimse.ProtocolError) as error:
+        except (DroppedError, dimse.ProtocolError) as error:
             self._wire.drop()  # R13
             return model.Sent(queued.key, None, comment=str(error))
         finally:
@@ -269,14 +412,6 @@ class Association:
         if early and status.classify(response.status).delivered:
             raise dimse.ProtocolError("success before the data set was sent")
         return response.status
-
-    def _echo(self) -> int:
-        message = self._next_message()
-        context = self._accepted[contexts.VERIFICATION]
-        request = bytearray(BATCH)
-        end = self._lay_command(request, context, dimse.echo_request(message))
-        self._wire.write(request[:end], time.monotonic() + self._wire.patience)
-        return self._response(message, dimse.C_ECHO_RSP).status
 
     def _next_message(self) -> int:
         self._message = self._message % 0xFFFF + 1
@@ -324,7 +459,7 @@ class Association:
                 slots.append(view[place : place + size])
                 place += size
             if _read_into(slots, file, start) != offset - start:
-                raise _DroppedError("the file became shorter")
+                raise DroppedError("the file became shorter")
             yield view[:place]
             place = 0
 
@@ -340,141 +475,6 @@ class Association:
         return place
 
 
-def echo(peer: Peer) -> EchoResult:
-    """Ask a peer whether it is there, by a C-ECHO on an association of its own (NET-20). Never raises."""
-    started = time.monotonic()
-    reachable = False
-    try:
-        association = Association.open(peer, contexts.number([contexts.VERIFICATION]))
-        reachable = True
-        reason = _verify(association)
-    except AssociationRejectedError as error:
-        reachable, reason = True, str(error)
-    except PeerUnreachableError as error:
-        reason = str(error)
-    return EchoResult(not reason, time.monotonic() - started, reason, reachable)
-
-
-def _verify(association: Association) -> str:
-    """Do the C-ECHO and end the association; return what was wrong, else nothing."""
-    if association.refused:
-        association.release()
-        return "it does not accept the Verification SOP class"
-    try:
-        status = association._echo()  # noqa: SLF001 - C-ECHO has no place among what lanes may do with an association
-    except (_DroppedError, dimse.ProtocolError) as error:
-        association.abort()
-        return f"no answer to C-ECHO: {error}"
-    association.release()
-    return "" if status == 0 else f"C-ECHO was answered with status 0x{status:04X}"
-
-
-class _DroppedError(Exception):
-    """The association is over; the text says by what, as a PDU's name or a few words."""
-
-
-class _Wire:
-    """A connected socket, its deadlines, and the PDUs that come out of it.
-
-    Attributes:
-        patience: Seconds of silence that are borne while something is sent.
-        open: Whether it may still be used.
-    """
-
-    def __init__(self, connection: socket.socket, patience: float) -> None:
-        self.patience = patience
-        self.open = True
-        self._socket = connection
-        self._inbox = dimse.Inbox()
-        self._poll = select.poll()
-        self._poll.register(connection, select.POLLIN)
-        self._midway = False
-
-    def write(self, block: bytes | bytearray | memoryview, until: float) -> None:
-        """Send all of a block before a moment of the monotonic clock, some of it in every ``patience`` seconds."""
-        view = memoryview(block)
-        self._midway = True
-        try:
-            while view:
-                self._wait(until)
-                view = view[self._socket.send(view) :]
-        except OSError as error:
-            raise _DroppedError(self._farewell() or _cause(error)) from None
-        self._midway = False
-
-    def read(self, until: float) -> dimse.Pdu:
-        """Wait for the next PDU until a moment of the monotonic clock."""
-        while (pdu := self._inbox.take()) is None:
-            try:
-                self._wait(until)
-                self._receive()
-            except OSError as error:
-                raise _DroppedError(_cause(error)) from None
-        return pdu
-
-    def spoken(self) -> int | None:
-        """Tell the type of the PDU that the peer sent when it was not its turn; None without one. Does not wait."""
-        if self._inbox.next_type is None and self._poll.poll(0):
-            try:
-                self._socket.settimeout(0)
-                self._receive()
-            except (BlockingIOError, ssl.SSLWantReadError):
-                pass  # TLS traffic of its own, as session tickets
-            except OSError as error:
-                raise _DroppedError(_cause(error)) from None
-        return self._inbox.next_type
-
-    def close(self) -> None:
-        """Close in good order."""
-        self.open = False
-        self._socket.close()
-
-    def drop(self) -> None:
-        """Close at once, with an A-ABORT where the peer can tell it from data."""
-        if not self.open:
-            return
-        with contextlib.suppress(OSError):
-            if self._midway:
-                # What the kernel still holds is thrown away with a reset: a dead peer shall not keep memory for long.
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            else:
-                self._socket.settimeout(0)
-                self._socket.send(dimse.ABORT)
-        self.close()
-
-    def interrupt(self) -> None:
-        """End every wait of the thread that uses it, from another thread; the descriptor stays that thread's."""
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # below TLS, whose own shutdown is not for threads
-
-    def _wait(self, until: float) -> None:
-        remaining = until - time.monotonic()
-        if remaining <= 0:
-            raise TimeoutError
-        self._socket.settimeout(min(remaining, self.patience))
-
-    def _receive(self) -> None:
-        block = self._socket.recv(1 << 16)
-        if not block:
-            raise ConnectionError
-        self._inbox.add(block)
-
-    def _farewell(self) -> str:
-        """Name the A-ABORT that a peer sent before it closed, when writing failed; empty without one."""
-        with contextlib.suppress(_DroppedError, dimse.ProtocolError):
-            if self.spoken() == dimse.A_ABORT:
-                return self.read(time.monotonic()).name
-        return ""
-
-
-def _cause(error: OSError) -> str:
-    if isinstance(error, TimeoutError):
-        return "timeout"
-    if isinstance(error, ConnectionError):
-        return "closed"
-    return type(error).__name__
-
-
 def _open(span: model.Span) -> int:
     """Open the file of a span; raise OSError unless all of the span is there."""
     file = os.open(span.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -488,37 +488,7 @@ def _read_into(slots: list[memoryview], file: int, offset: int) -> int:
     try:
         return os.preadv(file, slots, offset)
     except OSError as error:
-        raise _DroppedError(type(error).__name__) from None
-
-
-def _connect(peer: Peer) -> _Wire:
-    try:
-        connection = socket.create_connection((peer.host, peer.port), peer.timeout)
-    except OSError as error:
-        raise _unreachable(peer, f"cannot be reached: {_reason(error)}") from None
-    try:
-        # Each C-STORE is one small message each way; Nagle's algorithm would hold every one back for some 40 ms.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if peer.tls is not None:
-            connection = peer.tls.wrap_socket(connection, server_hostname=peer.host)
-    except OSError as error:
-        connection.close()
-        raise _unreachable(peer, f"cannot be reached by TLS: {_reason(error)}") from None
-    return _Wire(connection, peer.timeout)
-
-
-def _reason(error: OSError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    if isinstance(error, ssl.SSLError):
-        return str(error.reason)
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    return error.strerror or type(error).__name__
-
-
-def _unreachable(peer: Peer, text: str) -> PeerUnreachableError:
-    return PeerUnreachableError(f"{peer.title} at {peer.host}:{peer.port} {text}")
+        raise DroppedError(type(error).__name__) from None
 
 
 def _rejection(peer: Peer, body: bytes) -> AssociationRejectedError:

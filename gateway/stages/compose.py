@@ -1,0 +1,617 @@
+"""COMPOSE: takes custody of what modalities send, collects it by study, and writes the mails that carry it.
+
+Custody is taken here: 0x0000 is said only after the file is synced and its rows are committed (R20). A collection that
+is complete becomes file-sets that fit their partner's mail; what comes later begins the next generation, and no mail
+is ever changed. Composing may be repeated at any moment: nothing counts before the rows of its mails are committed,
+and the Message-IDs are in them (R26).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol
+
+import structlog
+from sqlalchemy import Connection
+
+from gateway.config import Configuration, Partner, Route
+from gateway.core import creator, directory, grouping, header, part10
+from gateway.core import letter as letters
+from gateway.core.creator import Capacity, Piece, Plan
+from gateway.core.dataset import Stored
+from gateway.core.directory import FileSet, Member
+from gateway.core.grouping import Rules
+from gateway.core.letter import Letter
+from gateway.errors import GatewayError, RelayError, UsageError
+from gateway.ledger import collections, submissions
+from gateway.ledger.collections import Arrival, Course, Kept, Row
+from gateway.ledger.ledger import Ledger
+from gateway.ledger.spool import Draft, Spool
+from gateway.ledger.submissions import Mail
+from gateway.model import Instance, Span
+
+log = structlog.get_logger(__name__)
+
+SUCCESS: Final = 0x0000
+NOT_AUTHORIZED: Final = 0x0124
+"""What a modality is told (PS3.7 Annex C)."""
+
+BY_HAND: Final = "(by hand)"
+"""Stands for the route of what a person sends."""
+
+HAND: Final = timedelta(seconds=5)
+"""How long a collection of files waits for the next one."""
+
+BLOCK: Final = 1 << 20
+"""Bytes of a file that are copied at once."""
+
+TITLE: Final = 16
+"""Characters that the ledger keeps of who sent, as of an AE title."""
+
+LATE: Final = timedelta(minutes=30)
+
+POISON: Final = 3
+"""Crashes with the same collection after which it is held."""
+
+STRANGE: Final = 3
+"""Failures nobody foresaw after which a collection is held; before that they are taken for temporary."""
+
+NEXT_TRY: Final = timedelta(seconds=30)
+
+GREETING: Final = 10.0
+"""Seconds that COMPOSE waits for the relay to say how big a mail may be."""
+
+OURS: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ESTALE}
+)
+"""What the operating system says when this machine has a trouble that no image can bring about."""
+
+
+class Caller(Protocol):
+    """Who opened an association, and whom it meant."""
+
+    @property
+    def calling(self) -> str:
+        """Calling AE title; proves nothing."""
+
+    @property
+    def called(self) -> str:
+        """Called AE title."""
+
+    @property
+    def peer(self) -> str:
+        """Address, without port."""
+
+
+class Received(Protocol):
+    """An instance as the DICOM door has written it down: group 0002 by us, the data set as it came (P10-6)."""
+
+    @property
+    def caller(self) -> Caller:
+        """Who sent it to which title."""
+
+    @property
+    def sop_class(self) -> str:
+        """SOP Class UID."""
+
+    @property
+    def sop_instance(self) -> str:
+        """SOP Instance UID."""
+
+    @property
+    def study(self) -> str:
+        """Study Instance UID."""
+
+    @property
+    def series(self) -> str:
+        """Series Instance UID."""
+
+    @property
+    def transfer_syntax(self) -> str:
+        """Transfer Syntax UID."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+
+    @property
+    def sha256(self) -> str:
+        """Names the file, in hexadecimal."""
+
+    @property
+    def data_set_sha256(self) -> str:
+        """Of the data set, in hexadecimal."""
+
+    @property
+    def data_set(self) -> int:
+        """Offset of the data set in the file."""
+
+    @property
+    def draft(self) -> Draft:
+        """The file, not committed yet."""
+
+
+class Announcing(Protocol):
+    """A relay that says how big a mail may be."""
+
+    @property
+    def announced(self) -> int | None:
+        """Bytes of the longest mail it takes, as it last said."""
+
+    async def greet(self) -> None:
+        """Ask it.
+
+        Raises:
+            RelayError: It cannot be asked now.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one composition is made of, for a thread.
+
+    Attributes:
+        kept: The instances.
+        root: The folder of the spool.
+        letter: What all its mails have in common.
+        capacity: What one mail may have.
+    """
+
+    kept: tuple[Kept, ...]
+    root: Path
+    letter: Letter
+    capacity: Capacity
+
+
+class Compose:
+    """The stage, behind the DICOM door and the command line.
+
+    Args:
+        configuration: In force now; replaced by ``reload``.
+        ledger: The tables.
+        spool: The bytes.
+        relay: Says how big a mail may be; None without a relay.
+    """
+
+    def __init__(
+        self, configuration: Configuration, ledger: Ledger, spool: Spool, relay: Announcing | None = None
+    ) -> None:
+        self.ledger = ledger
+        self.spool = spool
+        self._relay = relay
+        self.reload(configuration)
+
+    def reload(self, configuration: Configuration) -> None:
+        """Use another configuration for what comes from now on."""
+        self.configuration = configuration
+        self.routes = tuple(route for route in configuration.route if route.mail)
+
+    # What a door needs
+
+    def titles(self) -> frozenset[str]:
+        """The AE titles that routes name, beside the door's own."""
+        return frozenset(route.called for route in self.routes if route.called)
+
+    def welcomes(self, caller: Caller) -> bool:
+        """Whether images of this caller have somewhere to go."""
+        return self.course(caller.called, caller.calling) is not None
+
+    def course(self, called: str, calling: str) -> Course | None:
+        """Where instances go that one AE sends to another: the first route that matches; None for nowhere."""
+        for route in self.routes:
+            if grouping.takes(called, calling, route.called, route.calling):
+                return self._course(route, route.mail)
+        return None
+
+    def course_to(self, partner: str) -> Course:
+        """Where instances go that a person sends to one partner: by no route, and waiting for nothing more.
+
+        Raises:
+            UsageError: There is no such partner.
+        """
+        if partner not in self.configuration.partner:
+            known = ", ".join(self.configuration.partner) or "none"
+            raise UsageError(f"there is no partner {partner}", hint=f"configured: {known}")
+        address = self.configuration.partner[partner].address
+        return Course(BY_HAND, ((partner, address),), self._rules_of(BY_HAND), urgent=True, late=LATE)
+
+    def demand_room(self, size: int) -> None:
+        """Raise LowDiskError when an instance of this size has no room (R5). The mail that carries it needs more."""
+        self.spool.demand(self.floor + 3 * size)
+
+    @property
+    def floor(self) -> int:
+        """Free bytes below which nothing new is taken in."""
+        return self.configuration.limits.free_space_floor(self.spool.capacity)
+
+    def draft(self) -> Draft:
+        """Begin the file that an instance is written to."""
+        return self.spool.draft()
+
+    async def accept(self, received: Received) -> int:
+        """Take custody of an instance, and return the status that its sender is told. The draft is ours now.
+
+        Raises:
+            LowDiskError: There is no room; nothing was kept.
+            OSError: The disk did not take it; nothing was kept.
+            LedgerError: The ledger did not take it; what is on the disk without a row was never ours.
+        """
+        course = self.course(received.caller.called, received.caller.calling)
+        if course is None:  # its route went while the association was open
+            received.draft.discard()
+            return NOT_AUTHORIZED
+        await self.take(received, course, "storescp")
+        return SUCCESS
+
+    async def take(self, received: Received, course: Course, door: str) -> None:
+        """Make an instance durable and join it to its collections.
+
+        Raises: as ``accept``.
+        """
+        try:
+            self.demand_room(0)
+        except BaseException:
+            received.draft.discard()
+            raise
+        blob = await self.spool.commit(received.draft, ".dcm")
+        caller, now = received.caller, datetime.now(UTC)
+        peers = (caller.peer, caller.calling, caller.called)
+        arrival = Arrival(self._instance(received, blob), blob, course, door, *peers, now)
+        if not await self.ledger.write_together(collections.accept, arrival):
+            await asyncio.to_thread(self.spool.remove, blob)  # the same instance once more: one is enough
+
+    async def take_files(self, partner: str, paths: Sequence[Path], who: str) -> list[str | None]:
+        """Take custody of files that a person sends to a partner; say for each why it was not taken, None when it was.
+
+        Raises:
+            UsageError: There is no such partner.
+            LowDiskError: There is no room.
+            LedgerError: The ledger did not take one.
+        """
+        course = self.course_to(partner)
+        limits = self.configuration.limits
+        reasons: list[str | None] = []
+        for path in paths:
+            draft = self.draft()
+            try:
+                received = await asyncio.to_thread(_open, path, draft, limits.instance, limits.unpacked, who)
+            except (OSError, GatewayError) as error:
+                draft.discard()
+                reasons.append(error.text if isinstance(error, GatewayError) else f"{error.strerror}")
+                continue
+            await self.take(received, course, "send")
+            reasons.append(None)
+        return reasons
+
+    def _instance(self, one: Received, blob: str) -> Instance:
+        file = Span(self.spool.path(blob), 0, one.size)
+        uids = (one.sop_class, one.sop_instance, one.study, one.series, one.transfer_syntax)
+        return Instance(*uids, one.sha256, one.data_set_sha256, "", None, file, one.data_set)
+
+    def _course(self, route: Route, partners: Sequence[str]) -> Course:
+        addresses = tuple((name, self.configuration.partner[name].address) for name in partners)
+        return Course(route.name, addresses, _rules(route), route.urgent, route.late)
+
+    # What the carrier calls
+
+    async def look(self, key: str) -> datetime | None:
+        """Do what a collection wants; return when to look again.
+
+        Whatever goes wrong for an unknown reason is tried again, three times, and then held for a person.
+        """
+        row = await self.ledger.read(lambda c: collections.get(c, key))
+        if row is None:
+            return None
+        try:
+            return await self._look(row)
+        except Exception as error:  # noqa: BLE001  nobody foresaw it: it counts, and the third time a person is told
+            return await self._failed(row, error)
+
+    async def _look(self, row: Row) -> datetime | None:
+        if not row.completed:
+            now = datetime.now(UTC)
+            rules = self._rules_of(row.route)
+            due = await self.ledger.write(lambda c: collections.complete_when_due(c, row.id, rules, now))
+            if due is not None:
+                return due
+        if row.crashes >= POISON:
+            await self._hold(row.id, "poison", f"the gateway stopped {row.crashes} times while composing it")
+        elif (obstacle := self._obstacle(row.partner)) is not None:
+            await self._hold(row.id, *obstacle)
+        else:
+            await self._compose(row, self.configuration.partner[row.partner])
+        return None
+
+    def _rules_of(self, name: str) -> Rules:
+        """The rules of a route; without the route there is nothing to wait for."""
+        if name == BY_HAND:
+            return Rules(HAND, LATE, 1 << 62)
+        found = (_rules(route) for route in self.routes if route.name == name)
+        return next(found, Rules(timedelta(), timedelta(), 0))
+
+    def _obstacle(self, name: str) -> tuple[str, str] | None:
+        """Say why nothing may be mailed to a partner: a code, and words for a person."""
+        partner = self.configuration.partner.get(name)
+        if partner is None:
+            return PARTNER_REMOVED, f"there is no partner {name} any more"
+        if self.configuration.relay is None:
+            return NO_RELAY, "there is no relay to submit it to"
+        if "*" in partner.address:
+            return NO_ADDRESS, f"the address of {name} is a pattern: nobody can be mailed at it"
+        if partner.send != "plain":  # R21: clear text leaves only where the partner says so
+            return PROTECTION_NOT_BUILT, f"mail to {name} must be protected ({partner.send}), which is not built yet"
+        return None
+
+    async def _compose(self, row: Row, partner: Partner) -> None:
+        kept = await self.ledger.read(lambda c: collections.uncomposed(c, row.id))
+        order = Order(tuple(kept), self.spool.root, await self._letter(row, partner), await self._capacity(partner))
+        plan = await asyncio.to_thread(_plan, order)
+        writer = _Writer(self.spool, order, row.id, self.configuration.gateway.name, cut=partner.partial)
+        try:
+            await writer.write(plan)
+        except BaseException:
+            await asyncio.to_thread(self.spool.remove_all, writer.blobs)
+            raise
+        now = datetime.now(UTC)
+        text = f"too big for one mail of {order.capacity.max_message} bytes"
+
+        def change(connection: Connection) -> bool:
+            if writer.too_big:
+                collections.hold(connection, row.id, writer.too_big, "too-big", text, now)
+            if not writer.mails:
+                submissions.conclude(connection, row.id, now)
+                return True
+            return submissions.add(connection, row.id, writer.mails, writer.numbers, partner.address, now)
+
+        if not await self.ledger.write(change):
+            await asyncio.to_thread(self.spool.remove_all, writer.blobs)  # a person was quicker
+            return
+        log.info("composed", id=row.id, partner=row.partner, instances=len(kept), parts=len(writer.mails))
+
+    async def _letter(self, row: Row, partner: Partner) -> Letter:
+        configuration = self.configuration
+        assert configuration.relay is not None
+        letter = Letter(
+            configuration.relay.sender,
+            (partner.address,),
+            message_id(row.id, configuration.gateway.name),
+            datetime.now(UTC),
+            gateway=configuration.gateway.name,
+            phone=partner.phone or "",
+            loop_token=configuration.gateway.name,
+            collection=row.id,
+            headers=partner.headers,
+            format=partner.format,
+            multipart=partner.multipart,
+        )
+        if partner.text is None:
+            return letter
+        return replace(letter, text=await asyncio.to_thread(partner.text.read_text, "utf-8"))
+
+    async def _capacity(self, partner: Partner) -> Capacity:
+        """What one mail may have: the least of what partner and relay take, after everything (R22)."""
+        relay = self.configuration.relay
+        assert relay is not None
+        limits = [limit for limit in (partner.max_message, relay.max_message, await self._announced()) if limit]
+        return Capacity(min(limits), partner.max_parts)
+
+    async def _announced(self) -> int | None:
+        if self._relay is None:
+            return None
+        if self._relay.announced is None:
+            try:
+                async with asyncio.timeout(GREETING):
+                    await self._relay.greet()
+            except (RelayError, TimeoutError):
+                return None  # what it will not take is composed anew
+        return self._relay.announced
+
+    async def _failed(self, row: Row, error: Exception) -> datetime | None:
+        now = datetime.now(UTC)
+        name = type(error).__name__
+        log.warning("compose_failed", id=row.id, exception=name)
+        if isinstance(error, FileNotFoundError):
+            kept = await self.ledger.read(lambda c: collections.uncomposed(c, row.id))
+            gone = [one.number for one in kept if not self.spool.has(one.blob)]
+            if gone:
+                change = collections.hold
+                text = f"the bytes of {len(gone)} instances are gone from the spool"
+                await self.ledger.write(lambda c: change(c, row.id, gone, "bytes-missing", text, now))
+                return now
+        if isinstance(error, OSError) and error.errno in OURS:
+            return now + NEXT_TRY  # the disk is full or ill: that does not count against the images (R5)
+        text = error.text if isinstance(error, GatewayError) else f"composing failed: {name}"
+        if await self.ledger.write(lambda c: collections.count_try(c, row.id, text, now)) >= STRANGE:
+            await self._hold(row.id, "not-composed", f"{text}, {STRANGE} times")
+            return None
+        return now + NEXT_TRY
+
+    async def _hold(self, key: str, code: str, text: str) -> None:
+        """Hold everything of a collection that lies in no mail yet."""
+        now = datetime.now(UTC)
+
+        def change(connection: Connection) -> None:
+            numbers = [one.number for one in collections.uncomposed(connection, key)]
+            collections.hold(connection, key, numbers, code, text, now)
+            submissions.conclude(connection, key, now)
+
+        await self.ledger.write(change)
+        log.warning("held", id=key, code=code)
+
+
+PARTNER_REMOVED: Final = "partner-removed"
+NO_RELAY: Final = "no-relay"
+NO_ADDRESS: Final = "no-address"
+PROTECTION_NOT_BUILT: Final = "protection-not-built"
+
+
+def message_id(key: str, host: str) -> str:
+    """Make a Message-ID that is ours, nobody can guess, and is as long as any other of the same item."""
+    return f"<{key}.{secrets.token_hex(8)}@{host}>"
+
+
+def _rules(route: Route) -> Rules:
+    return Rules(route.quiet, route.max_age, route.max_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """A person who sends files, in the place of a modality."""
+
+    calling: str
+    called: str = BY_HAND
+    peer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A DICOM file that a person sends, as it was copied: the attributes of ``Received``."""
+
+    caller: Sender
+    sop_class: str
+    sop_instance: str
+    study: str
+    series: str
+    transfer_syntax: str
+    size: int
+    sha256: str
+    data_set_sha256: str
+    data_set: int
+    draft: Draft
+
+
+def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> File:
+    """Copy a file into a draft and find out what it is. Blocking.
+
+    Raises:
+        OSError: It cannot be read or written.
+        GatewayError: It is nothing that could be mailed.
+    """
+    with path.open("rb") as file:
+        first = file.read(BLOCK)
+        if not part10.is_marked(first):
+            raise GatewayError("no DICOM file")
+        meta = part10.read_meta(first)
+        whole, content = hashlib.sha256(first), hashlib.sha256(first[meta.data_set :])
+        draft.write(first)
+        while block := file.read(BLOCK):
+            draft.write(block)
+            whole.update(block)
+            content.update(block)
+            if draft.size > most:
+                raise GatewayError("it is bigger than limits.instance")
+        size = draft.size
+        source = Stored(lambda at, n: os.pread(file.fileno(), n, at), first, size)
+        judged = part10.judge(meta, source, size, unpacked)
+    if judged.is_directory:
+        raise GatewayError("a DICOMDIR: it is written anew for each mail")
+    if judged.held:
+        raise GatewayError(judged.held)
+    uids = (judged.sop_class, judged.sop_instance, judged.study, judged.series, meta.transfer_syntax)
+    sender = Sender(who[:TITLE])
+    return File(sender, *uids, size, whole.hexdigest(), content.hexdigest(), meta.data_set, draft)
+
+
+class _Writer:
+    """Writes the mails of one composition, one after another, each durable before the next begins.
+
+    Attributes:
+        mails: What was written.
+        numbers: The instances of each file-set.
+        too_big: Instances that fit no mail alone.
+        blobs: The files, to be removed when they turn out not to be wanted.
+    """
+
+    def __init__(self, spool: Spool, order: Order, key: str, host: str, *, cut: bool) -> None:
+        self.mails: list[Mail] = []
+        self.numbers: list[list[int]] = []
+        self.too_big: list[int] = []
+        self.blobs: list[str] = []
+        self._spool = spool
+        self._order = order
+        self._key = key
+        self._host = host
+        self._cut = cut
+        self._number = {spool.path(one.blob): one.number for one in order.kept}
+
+    async def write(self, plan: Plan) -> None:
+        """Write the mails of a plan.
+
+        Raises:
+            OSError: A file cannot be read, or the disk does not take a mail.
+            GatewayError: A mail cannot be written.
+        """
+        oversized = plan.oversized if self._cut else ()
+        self.too_big = [number for one in plan.oversized for number in self._numbers(one)] if not self._cut else []
+        total = len(plan.file_sets) + len(oversized)
+        for part, file_set in enumerate((*plan.file_sets, *oversized), 1):
+            letter = replace(self._order.letter, part=part, parts=total, message_id=message_id(self._key, self._host))
+            self.numbers.append(self._numbers(file_set))
+            if part <= len(plan.file_sets):
+                await self._whole(file_set, letter)
+            else:
+                await self._pieces(file_set, letter)
+
+    def _numbers(self, file_set: FileSet) -> list[int]:
+        return [self._number[entry.member.file.path] for entry in file_set.entries]
+
+    async def _whole(self, file_set: FileSet, letter: Letter) -> None:
+        draft = self._spool.draft()
+        try:
+            # Protection (S/MIME) goes between the halves of a letter, here.
+            size = await asyncio.to_thread(_write, draft.path, lambda out: letters.write(file_set, letter, out))
+        except BaseException:
+            draft.discard()
+            raise
+        await self._keep(draft, letter, letter.message_id, size)
+
+    async def _pieces(self, file_set: FileSet, letter: Letter) -> None:
+        """Write one instance that is too big for a mail as several message/partial."""
+        whole = self._spool.draft()
+        try:
+            size = await asyncio.to_thread(_write, whole.path, lambda out: letters.write(file_set, letter, out))
+            limit, word = self._order.capacity.max_message, letter.message_id.strip("<>")
+            span = Span(whole.path, 0, size)
+            for piece in await asyncio.to_thread(creator.fragments, span, limit, word):
+                await self._piece(piece, letter)
+        finally:
+            whole.discard()
+
+    async def _piece(self, piece: Piece, letter: Letter) -> None:
+        draft = self._spool.draft()
+        try:
+            size = await asyncio.to_thread(_write, draft.path, lambda out: creator.write_piece(piece, out))
+        except BaseException:
+            draft.discard()
+            raise
+        await self._keep(draft, letter, header.parse(piece.header).message_id or letter.message_id, size)
+
+    async def _keep(self, draft: Draft, letter: Letter, own: str, size: int) -> None:
+        blob = await self._spool.commit(draft, ".eml")
+        self.blobs.append(blob)
+        self.mails.append(Mail(len(self.numbers), letter.part, letter.parts, own, blob, size))
+
+
+def _write(path: Path, write: Callable[[BinaryIO], None]) -> int:
+    with path.open("xb") as out:
+        write(out)
+        return out.tell()
+
+
+def _plan(order: Order) -> Plan:
+    members = (_member(one, order.root) for one in order.kept)
+    return creator.plan([directory.describe(one) for one in members], order.letter, order.capacity)
+
+
+def _member(one: Kept, root: Path) -> Member:
+    span = Span(root / one.blob, 0, one.size)
+    uids = (one.sop_class, one.sop_instance, one.study, one.series, one.transfer_syntax)
+    return Member(*uids, span, one.data_set, one.sha256)

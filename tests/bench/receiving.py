@@ -1,0 +1,225 @@
+"""How fast instances come in, side by side with DCMTK's storescp, Orthanc and the disk: run it, and read the ratios.
+
+DCMTK's storescu sends the same files to each in turns, so that whatever else the machine does meets all. Ours syncs the
+file, renames it, syncs the folder and commits a row before each answer; `storescp +B` syncs nothing. The disk's own
+limit is measured in the same round: the same files written, synced, renamed and a row committed, one after another.
+Seconds of one run mean nothing; the ratios are medians of the rounds: above 1 we are faster.
+
+    python tests/bench/receiving.py [--rounds N] [--small] [--no-orthanc]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "peers")]
+
+from orthanc import Orthanc  # noqa: E402 - a script, run from anywhere
+from pacs import NODELAY, need, read_meta, resized, storescp  # noqa: E402
+from pydicom.data import get_testdata_file  # noqa: E402
+from sqlalchemy import Connection, insert  # noqa: E402
+
+from gateway.config import Listen, StorageSCP  # noqa: E402
+from gateway.edges.storescp import Caller, Received, StorageScpDoor  # noqa: E402
+from gateway.ledger.ledger import Ledger, connect  # noqa: E402
+from gateway.ledger.spool import Draft, Spool  # noqa: E402
+from gateway.ledger.tables import fact  # noqa: E402
+
+CASES = {"300 x 0.5 MB": (300, 525_000), "1000 x 20 kB": (1000, 20_000)}
+BAR_DISK = 0.6
+BAR_ORTHANC = 2.0
+
+
+class Custody:
+    """Stands in for the stage: bytes synced and one row committed for each instance, shared where they come at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.spool = Spool(folder / "spool")
+        self.ledger = Ledger(connect(f"sqlite:///{folder / 'ledger.sqlite'}"))
+
+    def titles(self) -> Collection[str]:
+        """None beside the door's own."""
+        return ()
+
+    def welcomes(self, caller: Caller) -> bool:
+        """Everybody."""
+        return caller.calling != ""
+
+    def demand_room(self, size: int) -> None:
+        """Look, as the stage does."""
+        self.spool.demand(size)
+
+    def draft(self) -> Draft:
+        """Begin a file."""
+        return self.spool.draft()
+
+    async def accept(self, received: Received) -> int:
+        """Take custody."""
+        key = await self.spool.commit(received.draft, ".dcm")
+        await self.ledger.write_together(_note, (key, received.data_set_sha256))
+        return 0
+
+    def close(self) -> None:
+        """End its threads."""
+        self.spool.close()
+        self.ledger.close()
+
+
+def _note(connection: Connection, rows: list[tuple[str, str]]) -> list[None]:
+    connection.execute(insert(fact), [{"name": key, "value": value} for key, value in rows])
+    return [None] * len(rows)
+
+
+@contextlib.contextmanager
+def ours(folder: Path) -> Iterator[int]:
+    """The door, in a thread with a loop of its own; gives its port."""
+    custody = Custody(folder)
+    door = StorageScpDoor(StorageSCP(title="BENCH", listen=Listen("127.0.0.1", 0)), custody)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(door.open(), loop).result()
+    try:
+        yield door.addresses[0][1]
+    finally:
+        asyncio.run_coroutine_threadsafe(door.close(5), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+        custody.close()
+
+
+def make(folder: Path, count: int, size: int) -> list[Path]:
+    """Write instances of one series, each with a UID of its own, as a study on disk is."""
+    source = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
+    meta = read_meta(source)
+    assert meta is not None
+    content = resized(source, size)
+    paths = []
+    for key in range(count):
+        uid = meta.sop_instance[:-5] + f"{key + 10_000:05}"
+        paths.append(folder / f"{size}-{key}.dcm")
+        paths[-1].write_bytes(content.replace(meta.sop_instance.encode(), uid.encode()))
+    return paths
+
+
+def send(paths: list[Path], title: str, port: int, associations: int) -> float:
+    """Let storescu send them over some associations at once; return the seconds."""
+    command = [need("storescu"), "-q", "-aec", title, "127.0.0.1", str(port)]
+    started = time.perf_counter()
+    running = [
+        subprocess.Popen([*command, *map(str, paths[start::associations])], env=NODELAY)
+        for start in range(associations)
+    ]
+    if any(process.wait() for process in running):
+        sys.exit(f"storescu failed to send to {title}")
+    return time.perf_counter() - started
+
+
+def limit(paths: list[Path], folder: Path) -> float:
+    """Write, sync, rename and commit the same files, one after another; return the seconds."""
+    target = Path(tempfile.mkdtemp(dir=folder))
+    rows = sqlite3.connect(target / "rows.sqlite", isolation_level=None)
+    rows.execute("PRAGMA journal_mode=WAL")
+    rows.execute("PRAGMA synchronous=FULL")
+    rows.execute("CREATE TABLE fact (name TEXT PRIMARY KEY)")
+    seconds = 0.0
+    for number, path in enumerate(paths):
+        content = path.read_bytes()
+        began = time.perf_counter()
+        draft = target / f"draft-{number}"
+        with draft.open("wb", buffering=0) as file:
+            file.write(content)
+            os.fsync(file.fileno())
+        draft.rename(target / f"{number}.dcm")
+        descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        rows.execute("INSERT INTO fact VALUES (?)", (str(number),))
+        seconds += time.perf_counter() - began
+    rows.close()
+    return seconds
+
+
+def say(line: str) -> None:
+    """Write a line at once, also into a pipe."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def resident() -> float:
+    """The most memory this process ever had, in MB."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(text.split("VmHWM:")[1].split()[0]) / 1000
+
+
+def measure(title: str, paths: list[Path], runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Run them all in turns; return and print our time by theirs, as ratios of speed."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            seconds = run()
+            if turn:
+                times[name].append(seconds)
+    mine = statistics.median(times["ours"])
+    say(f"{title}: {len(paths) / mine:.0f} instances/s, {sum(p.stat().st_size for p in paths) / mine / 1e6:.0f} MB/s")
+    ratios = {}
+    for name in runs.keys() - {"ours"}:
+        ratios[name] = statistics.median(other / own for own, other in zip(times["ours"], times[name], strict=True))
+    for name, ratio in sorted(ratios.items()):
+        say(f"  {ratio:.2f} of {name}")
+    return ratios
+
+
+def main() -> int:
+    """Run the cases; end with 1 when a bar is missed."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--small", action="store_true", help="1000 small instances, too")
+    arguments.add_argument("--no-orthanc", action="store_true")
+    options = arguments.parse_args()
+    missed = False
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name in ("in", "files", "ours"):
+            (folder / name).mkdir()
+        port = stack.enter_context(ours(folder / "ours"))
+        peer = stack.enter_context(storescp(folder / "in", "+B", "--fork", "-pdu", "131072"))
+        archive = None if options.no_orthanc else stack.enter_context(Orthanc(OverwriteInstances=True))
+        idle = resident()
+        for title, case in CASES.items():
+            if case[1] < 100_000 and not options.small:
+                continue
+            paths = make(folder / "files", *case)
+            for associations in (1, 4):
+                runs: dict[str, Callable[[], float]] = {
+                    "ours": partial(send, paths, "BENCH", port, associations),
+                    "storescp +B": partial(send, paths, peer.title, peer.port, associations),
+                    "the disk's limit": partial(limit, paths, folder),
+                }
+                if archive is not None:
+                    runs["Orthanc"] = partial(send, paths, archive.title, archive.port, associations)
+                ratios = measure(f"{title}, {associations} at once", paths, runs, options.rounds)
+                if associations == 1 and case[1] > 100_000:
+                    missed = ratios["the disk's limit"] < BAR_DISK or ratios.get("Orthanc", 9) < BAR_ORTHANC
+        say(f"memory: {resident() - idle:.1f} MB over idle at most")
+    say(f"bars: {BAR_DISK} of the disk's limit, {BAR_ORTHANC} of Orthanc: {'missed' if missed else 'met'}")
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

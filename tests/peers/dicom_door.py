@@ -1,0 +1,119 @@
+"""The DICOM door on a loop of its own, in a thread, so that tests can be plain clients of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from gateway.config import Listen, StorageSCP
+from gateway.core import commitment
+from gateway.edges.storescp import Caller, Deadlines, Received, StorageScpDoor
+from gateway.errors import LowDiskError
+from gateway.ledger.spool import Draft, Spool
+
+
+class Taker:
+    """Takes instances into a spool, and does what a test wants instead."""
+
+    def __init__(self, folder: Path) -> None:
+        self.spool = Spool(folder)
+        self.called: set[str] = {"OPINION"}
+        self.unwelcome: set[str] = set()
+        self.low = False
+        self.received: list[tuple[Received, Path]] = []
+        self.reports: list[commitment.Report] = []
+        self.known = True
+        self.before: Callable[[Received], int | None] = lambda _: None
+        self.drafts: list[Draft] = []
+
+    def titles(self) -> Collection[str]:
+        """AE titles beside the door's own."""
+        return self.called
+
+    def welcomes(self, caller: Caller) -> bool:
+        """All but those who are not."""
+        return caller.calling not in self.unwelcome
+
+    def demand_room(self, size: int) -> None:
+        """As the test says."""
+        del size
+        if self.low:
+            raise LowDiskError("low")
+
+    def draft(self) -> Draft:
+        """Begin a file, and remember it."""
+        self.drafts.append(self.spool.draft())
+        return self.drafts[-1]
+
+    async def accept(self, received: Received) -> int:
+        """Keep it, unless the test says otherwise."""
+        status = await asyncio.to_thread(self.before, received)
+        if status is not None:
+            received.draft.discard()
+            return status
+        key = await self.spool.commit(received.draft, ".dcm")
+        self.received.append((received, self.spool.path(key)))
+        return 0
+
+    async def report(self, report: commitment.Report) -> bool:
+        """Note a report."""
+        self.reports.append(report)
+        return self.known
+
+    @property
+    def left(self) -> list[Path]:
+        """Files that somebody forgot."""
+        return list(self.spool.drafts.iterdir())
+
+
+class Running:
+    """A door that is open."""
+
+    def __init__(self, door: StorageScpDoor, taker: Taker, loop: asyncio.AbstractEventLoop) -> None:
+        self.door = door
+        self.taker = taker
+        self.loop = loop
+        self.port = door.addresses[0][1]
+
+    def close(self, patience: float = 5) -> None:
+        """Close it."""
+        asyncio.run_coroutine_threadsafe(self.door.close(patience), self.loop).result(60)
+
+
+@contextlib.contextmanager
+def dicom_door(
+    folder: Path,
+    settings: dict[str, Any] | None = None,
+    *,
+    deadlines: Deadlines | None = None,
+    incoming: bool = True,
+    reports: bool = True,
+    **options: Any,
+) -> Iterator[Running]:
+    """Open a door until the block ends."""
+    taker = Taker(folder / "spool")
+    section = StorageSCP(**{"title": "DOOR", "listen": Listen("127.0.0.1", 0), **(settings or {})})
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        door = StorageScpDoor(
+            section,
+            taker if incoming else None,
+            taker.report if reports else None,
+            deadlines=deadlines or Deadlines(),
+            **options,
+        )
+        asyncio.run_coroutine_threadsafe(door.open(), loop).result()
+        running = Running(door, taker, loop)
+        yield running
+        running.close()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+        taker.spool.close()
