@@ -65,7 +65,7 @@ class Name:
             if self.key_identifier:
                 return hmac.compare_digest(self.key_identifier, key_identifier(certificate))
             return certificate.serial_number == self.serial and certificate.issuer.public_bytes() == self.issuer
-        except ValueError:
+        except (ValueError, TypeError, x509.DuplicateExtension):
             return False
 
 
@@ -265,15 +265,15 @@ def verify(signed: Signed, signer: Signer, certificate: x509.Certificate, now: d
     body = signer.attributes.body
     # As they came first; DER wants them sorted, and some senders sign what they did not send (RFC 5652 §5.4).
     forms = dict.fromkeys((ber.element(ber.SET, body), ber.set_of(*(one.raw for one in signer.attributes.children()))))
-    for position, form in enumerate(forms, 1):
+    for form in forms:
         try:
             _prove(key, signer, form if isinstance(key, ed25519.Ed25519PublicKey) else _digest(oid, form))
         except ProtectionError as error:
-            if error.code is not Failure.BAD_SIGNATURE or position == len(forms):
+            if error.code is not Failure.BAD_SIGNATURE:
                 raise
         else:
-            break
-    return attributes
+            return attributes
+    raise ProtectionError(Failure.BAD_SIGNATURE, "its signature does not fit")
 
 
 def _digest(oid: str, content: bytes) -> bytes:

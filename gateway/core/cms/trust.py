@@ -17,7 +17,7 @@ import asn1crypto.x509
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 from pyhanko_certvalidator import CertificateValidator, ValidationContext
 from pyhanko_certvalidator.errors import (
@@ -37,8 +37,9 @@ T = TypeVar("T")
 Purpose = Literal["sign", "encrypt"]
 Revocation = Literal["good", "unknown", "unchecked"]
 
-INTERMEDIATES: Final = 32
-"""Certificates of a message that are looked at for a path."""
+INTERMEDIATES: Final = 8
+"""Certificates that are looked at for a path: certvalidator tries every way through them, and with 32 that issued each
+other it does not come to an end."""
 
 _PURPOSES: Final = frozenset({ExtendedKeyUsageOID.EMAIL_PROTECTION, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE})
 _KNOWN_CRL_EXTENSIONS: Final = frozenset(
@@ -213,7 +214,9 @@ def _path(
 def _on_the_way(certificate: x509.Certificate, pool: Iterable[x509.Certificate]) -> list[x509.Certificate]:
     """Only certificates by whose names a path could lead: what else comes in a message is not looked at."""
     chosen: list[x509.Certificate] = []
-    waiting = [one for one in dict.fromkeys(pool) if one.subject != one.issuer]
+    # Of a key that one issuer certified several times, the certificate that lasts longest.
+    ways = {(one.subject, one.issuer, _key(one)): one for one in sorted(pool, key=lambda one: one.not_valid_after_utc)}
+    waiting = [one for one in ways.values() if one.subject != one.issuer]
     below = [certificate]
     while below and len(chosen) < INTERMEDIATES:
         more = [one for one in waiting if any(_issued(one, lower) for lower in below)]
@@ -221,6 +224,13 @@ def _on_the_way(certificate: x509.Certificate, pool: Iterable[x509.Certificate])
         waiting = [one for one in waiting if one not in more]
         below = more
     return chosen
+
+
+def _key(certificate: x509.Certificate) -> bytes:
+    try:
+        return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        return b""  # it issued nothing that we could check
 
 
 def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
@@ -275,10 +285,7 @@ def _is_from(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> b
     if usage is not None and not usage.crl_sign:
         return False
     key = issuer.public_key()
-    try:
-        return isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
+    return isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
 
 
 def _covers(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> bool:
