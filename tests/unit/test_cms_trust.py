@@ -144,6 +144,8 @@ def test_an_issuer_for_other_purposes_is_refused() -> None:
 def test_certificates_that_lead_nowhere_are_not_looked_at() -> None:
     """A bag full of strangers changes nothing and takes no time."""
     bag = [pki.authority(f"Stranger {number % 3}").certificate for number in range(60)]
+    curve = bytes.fromhex("2a8648ce3d030107")
+    bag.append(spoiled(pki.leaf(kind="P-256/leaf"), curve, curve[:-1] + b"\x7f").certificate)  # a key of no known kind
     anna = pki.leaf()
     standing = trust.check(anna.certificate, [*bag, pki.issuing().certificate], anchors(), NOW, "sign")
     assert len(standing.path) == 3
