@@ -339,3 +339,13 @@ def test_a_content_of_another_size_than_was_said_is_an_error() -> None:
     """R22: the size stands in front of the content."""
     with pytest.raises(ValueError, match="another size"):
         list(enveloped.Envelope([US.certificate], 5).seal([b"four"]))
+
+
+def test_what_is_sealed_for_x25519_opens() -> None:
+    """RFC 8418: with HKDF."""
+    us = pki.leaf(kind="X25519/us")
+    made = b"".join(bytes(one) for one in enveloped.Envelope([us.certificate], 5).seal([b"hello"]))
+    inner, out = ber.parse(made).child(1).child(0).raw, io.BytesIO()
+    key = Key(us.key, us.certificate)
+    enveloped.read(lambda: Reader(io.BytesIO(inner).read), [key], out.write, authenticated=True)
+    assert out.getvalue() == b"hello"

@@ -448,3 +448,12 @@ def test_a_certificate_without_a_key_identifier_has_an_empty_one() -> None:
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(secret.public_key())
     builder = builder.serial_number(5).not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1))
     assert signed.key_identifier(builder.sign(secret, None)) == b""
+
+
+def test_a_certificate_whose_key_cannot_be_read_verifies_nothing() -> None:
+    """A curve that nobody knows."""
+    curve = bytes.fromhex("2a8648ce3d030107")
+    der = pki.leaf(kind="P-256/anna").certificate.public_bytes(Encoding.DER)
+    with pytest.raises(ProtectionError) as caught:
+        verify(Craft(), certificate=x509.load_der_x509_certificate(der.replace(curve, curve[:-1] + b"\x7f")))
+    assert caught.value.code is Failure.UNSUPPORTED_ALGORITHM
