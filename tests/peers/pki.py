@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-from gateway.core.cms.algorithms import PrivateKey
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 """When messages arrive in the tests."""
@@ -38,11 +37,17 @@ _SERIALS = itertools.count(1000)
 
 
 @functools.cache
-def key(kind: str) -> PrivateKey:
+def key(kind: str) -> Any:
     """A key; the same for the same kind, as ``rsa-2048/anna`` or ``P-256/anna``: making one takes time."""
     algorithm = kind.partition("/")[0]
     if algorithm.startswith("rsa-"):
         return rsa.generate_private_key(65537, int(algorithm[4:]))
+    if algorithm == "X25519":
+        return x25519.X25519PrivateKey.generate()
+    if algorithm == "Ed25519":
+        return ed25519.Ed25519PrivateKey.generate()
+    if algorithm == "Ed448":
+        return ed448.Ed448PrivateKey.generate()
     curves = {"P-192": ec.SECP192R1(), "P-256": ec.SECP256R1(), "P-384": ec.SECP384R1()}
     return ec.generate_private_key(curves[algorithm])
 
@@ -51,7 +56,7 @@ def key(kind: str) -> PrivateKey:
 class Holder:
     """Somebody with a key and a certificate."""
 
-    key: PrivateKey
+    key: Any
     certificate: x509.Certificate
 
     def write(self, folder: Path, name: str) -> tuple[Path, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,9 +13,11 @@ import pki
 import pybase64
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.serialization import Encoding
 from pki import DAY, NOW, Holder
 
-from gateway.core.cms import ber, opened, sealed, verdict
+from gateway.core.cms import algorithms, ber, opened, sealed, signed, verdict
 from gateway.core.cms.enveloped import Key
 from gateway.core.cms.failure import Failure, ProtectionError
 from gateway.core.cms.opened import Opened
@@ -162,7 +165,7 @@ def test_lines_that_lost_their_carriage_returns_still_verify_and_it_is_said(tmp_
     assert found.layers[0].repaired
     assert judge(found).verified
     assert judge(found).repaired
-    assert content(found.content) == ENTITY.replace(b"\r\n", b"\n")
+    assert content(found.content) == ENTITY
 
 
 def test_a_signer_whose_certificate_did_not_come_is_known_from_the_configuration(tmp_path: Path) -> None:
@@ -441,3 +444,168 @@ def test_nobody_to_encrypt_for_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ProtectionError) as caught:
         seal(tmp_path, Protection(None, (weak.certificate,)))
     assert caught.value.code is Failure.WEAK_KEY
+
+
+@pytest.mark.parametrize(
+    ("inner", "code"),
+    [(b"Anna <ANNA@clinic.test>", None), (b"eve@clinic.test", Failure.SENDER_ADDRESS_MISMATCH)],
+)
+@pytest.mark.parametrize("form", [b'text/plain; hp="cipher"\r\nHP-Outer: Subject: [...]', b"message/rfc822"])
+def test_fields_inside_the_protection_are_read_and_must_name_the_sender(
+    tmp_path: Path, inner: bytes, code: Failure | None, form: bytes
+) -> None:
+    """SMIME-26, SMIME-27."""
+    field = b"From: " + inner + b"\r\nSubject: secret\r\n"
+    head = b"Content-Type: " + form + b"\r\n"
+    entity = head + b"\r\n" + field + b"\r\nhi" if form == b"message/rfc822" else field + head + b"\r\nhi"
+    found = unseal(tmp_path, seal(tmp_path, Protection(identity(pki.leaf())), entity))
+    assert found.protected == (("from", inner.decode()), ("subject", "secret"))
+    assert judge(found).code is code
+
+
+def test_lines_that_are_almost_delimiters_cost_no_time(tmp_path: Path) -> None:
+    """Bounded time: a boundary of one letter, and a content made of it."""
+    head = b'Content-Type: multipart/signed; boundary="b"\r\n\r\n'
+    assert refused(tmp_path, head + b"--bx\r\n" * 20_000) is Failure.LIMIT_EXCEEDED
+
+
+def test_a_content_in_pieces_of_nothing_is_refused() -> None:
+    """Bounded time: a million empty octet strings."""
+    raw = b"\x24\x80" + b"\x04\0" * 200_000 + b"\0\0"
+    with pytest.raises(ProtectionError) as caught:
+        list(ber.Reader(io.BytesIO(raw).read).octets())
+    assert caught.value.code is Failure.LIMIT_EXCEEDED
+
+
+# Opaque, compressed, and other transfer encodings
+
+
+def quoted(info: bytes) -> bytes:
+    """Quoted-printable of what is no text: every byte by its number."""
+    return b"=\r\n".join(b"".join(b"=%02X" % one for one in info[at : at + 24]) for at in range(0, len(info), 24))
+
+
+def opaque(info: bytes, encoding: str = "base64") -> bytes:
+    """A message that is one ContentInfo."""
+    body = {
+        "base64": pybase64.encodebytes,
+        "quoted-printable": quoted,
+        "binary": bytes,
+    }[encoding](info)
+    head = b"Content-Type: application/pkcs7-mime; name=smime.p7m\r\nContent-Transfer-Encoding: "
+    return HEADER + head + encoding.encode() + b"\r\n\r\n" + body
+
+
+def opaque_signed(*signers: bytes, inside: bytes | None = ENTITY, kind: str = algorithms.DATA) -> bytes:
+    """A SignedData with its content inside."""
+    content = b"" if inside is None else ber.element(ber.context(0), ber.octet_string(inside))
+    return signed.content_info(
+        algorithms.SIGNED_DATA,
+        ber.sequence(
+            ber.number(1),
+            ber.set_of(algorithms.write(algorithms.SHA256)),
+            ber.sequence(ber.identifier(kind), content),
+            ber.element(
+                ber.context(0),
+                *(
+                    one.certificate.public_bytes(Encoding.DER)
+                    for one in (pki.leaf(kind="rsa-2048/anna"), pki.issuing())
+                ),
+            ),
+            ber.set_of(*signers),
+        ),
+    )
+
+
+def bare_signer(content: bytes = ENTITY) -> bytes:
+    """A SignerInfo without attributes."""
+    anna = pki.leaf(kind="rsa-2048/anna")
+    return ber.sequence(
+        ber.number(1),
+        ber.element(ber.context(0, constructed=False), signed.key_identifier(anna.certificate)),
+        algorithms.write(algorithms.SHA256),
+        algorithms.write(algorithms.RSA, ber.element(ber.NULL)),
+        ber.octet_string(anna.key.sign(content, padding.PKCS1v15(), pki.hashes.SHA256())),
+    )
+
+
+@pytest.mark.parametrize("encoding", ["base64", "quoted-printable", "binary"])
+def test_an_opaque_signature_opens_in_every_transfer_encoding(tmp_path: Path, encoding: str) -> None:
+    """SMIME-8: what was signed lies inside, and is read from there."""
+    found = unseal(tmp_path, opaque(opaque_signed(bare_signer()), encoding))
+    assert content(found.content) == ENTITY
+    assert judge(found).verified
+
+
+def compressed_data(text: bytes = ENTITY, kind: str = algorithms.DATA) -> bytes:
+    """A CompressedData."""
+    inner = ber.element(ber.context(0), ber.octet_string(zlib.compress(text)))
+    parts = ber.number(0), algorithms.write(algorithms.ZLIB), ber.sequence(ber.identifier(kind), inner)
+    return signed.content_info(algorithms.COMPRESSED_DATA, ber.sequence(*parts))
+
+
+def test_a_compressed_message_opens_and_proves_nothing(tmp_path: Path) -> None:
+    """RFC 3274: a layer like the others, without any protection."""
+    found = unseal(tmp_path, opaque(compressed_data()))
+    assert [layer.kind for layer in found.layers] == ["compressed"]
+    assert content(found.content) == ENTITY
+    assert judge(found) == Verdict()
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (opaque(opaque_signed(bare_signer(), inside=None)), Failure.NOT_SIGNED),
+        (opaque(opaque_signed()), Failure.NO_SIGNER),
+        (opaque(opaque_signed(bare_signer(), kind=algorithms.SIGNED_DATA)), Failure.UNSUPPORTED_ALGORITHM),
+        (opaque(compressed_data(kind=algorithms.SIGNED_DATA)), Failure.UNSUPPORTED_ALGORITHM),
+        (opaque(signed.content_info("1.2.3", ber.sequence())), Failure.UNSUPPORTED_ALGORITHM),
+        (opaque(bytes(5 << 20), "quoted-printable"), Failure.UNSUPPORTED_ALGORITHM),
+        (b"X: y\r\n" * 20_000, Failure.LIMIT_EXCEEDED),
+    ],
+    ids=["detached", "unsigned", "of cms", "compressed cms", "unknown", "long text", "long header"],
+)
+def test_an_opaque_message_out_of_shape_has_its_code(tmp_path: Path, message: bytes, expected: Failure) -> None:
+    """Whatever else somebody puts in its place."""
+    assert refused(tmp_path, message) is expected
+
+
+def clear(p7s: bytes) -> bytes:
+    """A multipart/signed with a signature of one's own."""
+    head = b'Content-Type: multipart/signed; protocol="application/pkcs7-signature"; boundary=b\r\n\r\n--b\r\n'
+    second = b"\r\n--b\r\nContent-Type: application/pkcs7-signature\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+    return head + ENTITY + second + pybase64.encodebytes(p7s) + b"\r\n--b--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("p7s", "expected"),
+    [
+        (compressed_data(), Failure.MALFORMED),
+        (opaque_signed(bare_signer()), Failure.MALFORMED),
+        (opaque_signed(bare_signer(), inside=b""), Failure.MALFORMED),
+        (bytes(7 << 20), Failure.LIMIT_EXCEEDED),
+    ],
+    ids=["compressed", "with a content", "with an empty content", "too long"],
+)
+def test_a_detached_signature_is_only_that(tmp_path: Path, p7s: bytes, expected: Failure) -> None:
+    """An attacker's content beside what is shown must not count."""
+    assert refused(tmp_path, clear(p7s)) is expected
+    assert judge(unseal(tmp_path, clear(opaque_signed(bare_signer(), inside=None)))).verified
+
+
+@pytest.mark.parametrize("at", [0, 100_000, 400_001])
+def test_base64_with_one_line_out_of_step_opens_all_the_same(tmp_path: Path, at: int) -> None:
+    """A relay that broke one line anew: read the slow way, to the same bytes."""
+    entity = ENTITY + bytes(range(256)) * 3000
+    head, _, body = opaque(opaque_signed(bare_signer(entity), inside=entity)).partition(b"\r\n\r\n")
+    body = body.replace(b"\n", b"\r\n")
+    found = unseal(tmp_path, head + b"\r\n\r\n" + body[:at] + b" \r\n" + body[at:])
+    assert content(found.content) == entity
+
+
+def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
+    """Nothing is sealed that was not there."""
+    place = span(tmp_path / "entity", ENTITY)
+    longer = Span(place.path, place.start, place.end + 100)
+    with pytest.raises(OSError, match="shorter"):
+        sealed.seal(HEADER, longer, Protection(None, (pki.leaf().certificate,)), NOW, io.BytesIO())

@@ -12,7 +12,7 @@ import pki
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from pki import NOW, Holder
 
@@ -102,6 +102,8 @@ class Craft:
     def _algorithm(self) -> bytes:
         if isinstance(self.holder.key, rsa.RSAPrivateKey):
             return algorithms.write(algorithms.RSA, ber.element(ber.NULL))
+        if isinstance(self.holder.key, ed25519.Ed25519PrivateKey):
+            return algorithms.write(algorithms.ED25519)
         return algorithms.write(next(name for name, one in algorithms.ECDSA_SHA.items() if one == self.digest))
 
     def sign(self, content: bytes) -> bytes:
@@ -109,6 +111,8 @@ class Craft:
         chosen = HASHES[self.digest]()
         if isinstance(self.holder.key, ec.EllipticCurvePrivateKey):
             return self.holder.key.sign(content, ec.ECDSA(chosen))
+        if isinstance(self.holder.key, ed25519.Ed25519PrivateKey):
+            return self.holder.key.sign(content)
         return self.holder.key.sign(content, self.pss or padding.PKCS1v15(), chosen)
 
 
@@ -362,16 +366,94 @@ def test_more_than_anybody_sends_is_refused(craft: Craft) -> None:
     assert caught.value.code is Failure.LIMIT_EXCEEDED
 
 
-def test_a_key_of_an_unknown_kind_is_unsupported() -> None:
-    """Ed25519 and DSA: a code that says it is the algorithm."""
-    from cryptography.hazmat.primitives.asymmetric import ed25519
+EDWARD = pki.leaf(kind="Ed25519/anna")
 
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_a_signature_by_ed25519_is_good(in_order: bool) -> None:
+    """RFC 8419 §3.1: over the signed attributes whole, which hold the content's SHA-512."""
+    attributes = (message_digest(oid=algorithms.SHA512), content_type())
+    craft = Craft(EDWARD, algorithms.SHA512, attributes=attributes, in_order=in_order, sign_sorted=True)
+    assert verify(craft) == Attributes()
+
+
+@pytest.mark.parametrize(
+    ("craft", "expected"),
+    [
+        (Craft(EDWARD, algorithms.SHA512, bare=True), Failure.UNSUPPORTED_ALGORITHM),
+        (Craft(EDWARD), Failure.SIGNED_ATTRIBUTES_INVALID),
+        (Craft(EDWARD, algorithms.SHA512, algorithm=algorithms.write(algorithms.RSA)), Failure.UNSUPPORTED_ALGORITHM),
+    ],
+    ids=["without attributes", "sha-256", "rsa by name"],
+)
+def test_a_signature_by_ed25519_out_of_its_form_is_refused(craft: Craft, expected: Failure) -> None:
+    """RFC 8419 §3.1: with SHA-512 alone; and never over a content that would have to be held whole."""
+    assert code(craft) is expected
+
+
+def test_a_signature_by_another_ed25519_key_does_not_fit() -> None:
+    """Eve signs with her key and names Anna's certificate."""
+    name = signed.issuer_and_serial(EDWARD.certificate)
+    craft = Craft(pki.leaf(kind="Ed25519/eve"), algorithms.SHA512, name=name)
+    found, _ = read(bytes(craft))
+    with pytest.raises(ProtectionError) as caught:
+        signed.verify(found, found.signers[0], EDWARD.certificate, NOW)
+    assert caught.value.code is Failure.BAD_SIGNATURE
+    assert code(Craft(EDWARD, algorithms.SHA512), b"other") is Failure.CONTENT_DIGEST_MISMATCH
+
+
+@pytest.mark.parametrize("kind", ["X25519", "Ed448"])
+def test_a_key_that_does_not_sign_is_unsupported(kind: str) -> None:
+    """A code that says it is the algorithm, not the signature."""
+    certificate = pki.leaf(kind=f"{kind}/anna").certificate
+    found, _ = read(bytes(Craft()))
+    with pytest.raises(ProtectionError) as caught:
+        signed.verify(found, found.signers[0], certificate, NOW)
+    assert caught.value.code is Failure.UNSUPPORTED_ALGORITHM
+
+
+def test_an_unknown_digest_is_unsupported() -> None:
+    """Neither weak nor ours."""
+    with pytest.raises(ProtectionError) as caught:
+        algorithms.digest("1.2.3")
+    assert caught.value.code is Failure.UNSUPPORTED_ALGORITHM
+
+
+def test_a_certificate_that_says_its_key_identifier_twice_has_none() -> None:
+    """A name fits nobody whose certificate cannot be read."""
+    good = pki.leaf(kind="rsa-2048/anna").certificate
+    der = good.public_bytes(Encoding.DER).replace(SUBJECT_ALTERNATIVE_NAME, SUBJECT_KEY_IDENTIFIER)
+    name = signed.Name(b"", 0, signed.key_identifier(good))
+    assert name.matches(good)
+    assert not name.matches(x509.load_der_x509_certificate(der))
+    assert signed.load(der) is None
+
+
+SUBJECT_ALTERNATIVE_NAME = b"\x55\x1d\x11"
+SUBJECT_KEY_IDENTIFIER = b"\x55\x1d\x0e"
+
+
+def test_an_elliptic_key_does_not_verify_what_an_rsa_key_signed() -> None:
+    """The algorithm must be one for the key."""
+    certificate = pki.leaf(kind="P-256/anna").certificate
+    with pytest.raises(ProtectionError) as caught:
+        verify(Craft(), certificate=certificate)
+    assert caught.value.code is Failure.UNSUPPORTED_ALGORITHM
+
+
+def test_a_certificate_without_a_key_identifier_has_an_empty_one() -> None:
+    """Old certificates have none."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Ed")])
     secret = ed25519.Ed25519PrivateKey.generate()
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(secret.public_key())
     builder = builder.serial_number(5).not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1))
-    certificate = builder.sign(secret, None)
+    assert signed.key_identifier(builder.sign(secret, None)) == b""
+
+
+def test_a_certificate_whose_key_cannot_be_read_verifies_nothing() -> None:
+    """A curve that nobody knows."""
+    curve = bytes.fromhex("2a8648ce3d030107")
+    der = pki.leaf(kind="P-256/anna").certificate.public_bytes(Encoding.DER)
     with pytest.raises(ProtectionError) as caught:
-        verify(Craft(), certificate=certificate)
+        verify(Craft(), certificate=x509.load_der_x509_certificate(der.replace(curve, curve[:-1] + b"\x7f")))
     assert caught.value.code is Failure.UNSUPPORTED_ALGORITHM
-    assert signed.key_identifier(certificate) == b""

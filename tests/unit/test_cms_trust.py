@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pki
 import pytest
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from pki import BOTH, DAY, NOW, SIGN, Holder
 
 from gateway.core.cms import trust
@@ -141,9 +144,82 @@ def test_an_issuer_for_other_purposes_is_refused() -> None:
 def test_certificates_that_lead_nowhere_are_not_looked_at() -> None:
     """A bag full of strangers changes nothing and takes no time."""
     bag = [pki.authority(f"Stranger {number % 3}").certificate for number in range(60)]
+    curve = bytes.fromhex("2a8648ce3d030107")
+    bag.append(spoiled(pki.leaf(kind="P-256/leaf"), curve, curve[:-1] + b"\x7f").certificate)  # a key of no known kind
     anna = pki.leaf()
     standing = trust.check(anna.certificate, [*bag, pki.issuing().certificate], anchors(), NOW, "sign")
     assert len(standing.path) == 3
+
+
+def test_certificates_of_one_name_that_all_issued_each_other_take_no_time() -> None:
+    """Bounded: a mesh in which each could be the issuer of each would have more paths than can be tried."""
+    bottom = pki.issue(replace(MESH, name="0"))
+    others = [pki.issue(replace(MESH, name=str(number))) for number in range(1, 5)]
+    members = [bottom, *others]
+    bag = [
+        pki.issue(replace(MESH, name=one.certificate.subject.rdns[0].rfc4514_string()[3:]), other).certificate
+        for one in members
+        for other in members
+        for _ in range(2)
+        if one is not other
+    ]
+    holder = pki.issue(pki.Wish(), bottom)
+    chosen = trust._on_the_way(holder.certificate, bag)
+    assert len(chosen) == trust.INTERMEDIATES
+    assert len({(one.subject, one.issuer) for one in chosen}) == trust.INTERMEDIATES
+    with pytest.raises(ProtectionError) as caught:
+        trust.check(holder.certificate, bag, anchors(), NOW, "sign")
+    assert caught.value.code is Failure.UNTRUSTED_ISSUER
+
+
+MESH = pki.Wish("P-256/Mesh", None, usages=("key_cert_sign",), purposes=None, ca=True)
+
+
+def spoiled(holder: Holder, old: bytes, new: bytes) -> Holder:
+    """Replace object identifiers in a certificate."""
+    der = holder.certificate.public_bytes(Encoding.DER)
+    assert old in der
+    return Holder(holder.key, x509.load_der_x509_certificate(der.replace(old, new)))
+
+
+def test_a_certificate_with_an_extension_twice_is_malformed_and_for_nobody() -> None:
+    """RFC 5280 §4.2: which of both would count?"""
+    twice = spoiled(pki.leaf(), b"\x55\x1d\x11", b"\x55\x1d\x0e")
+    assert code(twice) is Failure.MALFORMED
+    assert code(twice, pinned=True) is Failure.MALFORMED
+    assert trust.addresses(twice.certificate) == ()
+
+
+@pytest.mark.parametrize("oid", ["2.5.29.32", "2.5.29.33", "2.5.29.36", "2.5.29.30"])
+def test_an_issuer_with_an_extension_of_junk_is_malformed(oid: str) -> None:
+    """Whatever the library makes of it: policies, mappings, constraints that are no DER."""
+    junk = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), b"junk")
+    wish = pki.Wish(
+        "rsa-2048/Junk", None, usages=("key_cert_sign",), purposes=None, ca=True, name="Junk", extra={"junk": junk}
+    )
+    bad = pki.issue(wish, pki.root())
+    holder = pki.issue(pki.Wish(), bad)
+    with pytest.raises(ProtectionError) as caught:
+        trust.check(holder.certificate, [bad.certificate], anchors(), NOW, "sign")
+    assert caught.value.code is Failure.MALFORMED
+
+
+def test_a_library_that_waits_for_something_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline means that nothing can be waited for: an update that fetches must show at once."""
+
+    class Waiting:
+        """Stands where the validator is, and would wait for a network."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        async def async_validate_path(self) -> None:
+            """Wait."""
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(trust, "CertificateValidator", Waiting)
+    with pytest.raises(RuntimeError, match="offline"):
+        check(pki.leaf())
 
 
 # Revocation
@@ -214,6 +290,13 @@ def test_a_crl_that_its_issuer_did_not_sign_tells_nothing() -> None:
     anna = pki.leaf()
     forged = pki.revocations(pki.issuing(), anna.certificate, signer=pki.authority("Rogue"))
     assert check(anna, anchors(pki.revocations(pki.root()), forged)).revocation == "unknown"
+
+
+def test_a_crl_that_cannot_be_read_tells_nothing() -> None:
+    """A distribution point of junk might limit it in any way."""
+    junk = x509.UnrecognizedExtension(ExtensionOID.ISSUING_DISTRIBUTION_POINT, b"junk")
+    crls = pki.revocations(pki.root()), pki.revocations(pki.issuing(), extension=junk)
+    assert check(pki.leaf(), anchors(*crls)).revocation == "unknown"
 
 
 def test_an_authority_that_must_not_sign_crls_signs_none() -> None:

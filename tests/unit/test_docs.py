@@ -143,3 +143,11 @@ def test_the_locks_name_no_place_to_install_from() -> None:
         text = lock.read_text(encoding="utf-8")
         assert "--hash=sha256:" in text
         assert "://" not in text
+
+
+def test_every_failure_of_a_protection_is_described_and_no_other() -> None:
+    """A code that an operator sees is found in the page."""
+    from gateway.core.cms.failure import Failure
+
+    section = ERRORS.partition("## Protection\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^### (.+)$", section, re.MULTILINE) == [str(one) for one in Failure]

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
 
 from gateway.core.cms import ber
 from gateway.core.cms.ber import Node
 from gateway.core.cms.failure import Failure, ProtectionError, malformed, unsupported
 
-PrivateKey: TypeAlias = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
-PublicKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+SigningKey: TypeAlias = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+"""What we sign with: every peer verifies it."""
+PrivateKey: TypeAlias = SigningKey | x25519.X25519PrivateKey
+"""What opens messages."""
+PublicKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | x25519.X25519PublicKey
 
 RSA_LEAST: Final = 2048
 RSA_MOST: Final = 8192
@@ -69,22 +72,32 @@ ECDSA_SHA: Final[Mapping[str, str]] = {
 WEAK_SIGNATURES: Final = frozenset({"1.2.840.113549.1.1.5", "1.2.840.113549.1.1.4", "1.2.840.10045.4.1"})
 """RSA with SHA-1 or MD5, ECDSA with SHA-1."""
 
+ED25519: Final = "1.3.101.112"  # RFC 8419
+
 MGF1: Final = "1.2.840.113549.1.1.8"
 
 # Key management (RFC 3560, RFC 5753)
 RSA_OAEP: Final = "1.2.840.113549.1.1.7"
 P_SPECIFIED: Final = "1.2.840.113549.1.1.9"
-ECDH: Final[Mapping[str, tuple[str, bool]]] = {
-    "1.3.133.16.840.63.0.2": ("1.3.14.3.2.26", False),  # dhSinglePass-stdDH-sha1kdf: only to open
-    "1.3.132.1.11.1": (SHA256, False),
-    "1.3.132.1.11.2": (SHA384, False),
-    "1.3.132.1.11.3": (SHA512, False),
-    "1.3.133.16.840.63.0.3": ("1.3.14.3.2.26", True),  # the same with cofactor, which is 1 on our curves
-    "1.3.132.1.14.1": (SHA256, True),
-    "1.3.132.1.14.2": (SHA384, True),
-    "1.3.132.1.14.3": (SHA512, True),
+ECDH: Final[Mapping[str, str]] = {
+    "1.3.133.16.840.63.0.2": "1.3.14.3.2.26",  # dhSinglePass-stdDH-sha1kdf: only to open
+    "1.3.132.1.11.1": SHA256,
+    "1.3.132.1.11.2": SHA384,
+    "1.3.132.1.11.3": SHA512,
+    "1.3.133.16.840.63.0.3": "1.3.14.3.2.26",  # the same with cofactor, which is 1 on our curves
+    "1.3.132.1.14.1": SHA256,
+    "1.3.132.1.14.2": SHA384,
+    "1.3.132.1.14.3": SHA512,
 }
 ECDH_SHA256: Final = "1.3.132.1.11.1"
+ECDH_HKDF: Final[Mapping[str, str]] = {
+    "1.2.840.113549.1.9.16.3.19": SHA256,
+    "1.2.840.113549.1.9.16.3.20": SHA384,
+    "1.2.840.113549.1.9.16.3.21": SHA512,
+}
+"""dhSinglePass-stdDH-hkdf (RFC 8418 §2.2)."""
+ECDH_HKDF_SHA256: Final = "1.2.840.113549.1.9.16.3.19"
+X25519: Final = "1.3.101.110"
 
 KEY_WRAPS: Final[Mapping[str, int]] = {
     "2.16.840.1.101.3.4.1.5": 16,
@@ -169,6 +182,8 @@ def demand_strength(key: object) -> PublicKey:
     if isinstance(key, ec.EllipticCurvePublicKey):
         if key.key_size < EC_LEAST:
             raise ProtectionError(Failure.WEAK_KEY, f"an elliptic curve of {key.key_size} bits is not accepted")
+        return key
+    if isinstance(key, ed25519.Ed25519PublicKey | x25519.X25519PublicKey):
         return key
     return unsupported("its kind of key is not supported")
 

@@ -23,8 +23,11 @@ METADATA: Final = 4 << 20
 NODES: Final = 60_000
 """Elements of a message that are not content."""
 
-BLOCK: Final = 1 << 20
-"""Bytes handed out at once."""
+PIECE: Final = 100
+"""Bytes of the shortest pieces, on average, that a long content may come in; OpenSSL and Java make 1000."""
+
+BLOCK: Final = 1 << 18
+"""Bytes handed out at once: what stays in the cache of a processor."""
 
 BOOLEAN: Final = 0x01
 INTEGER: Final = 0x02
@@ -184,8 +187,12 @@ class Reader:
             malformed("the content is not where it should be")
 
     def _pieces(self) -> Iterator[bytes]:
-        depth = 0
+        depth = pieces = 0
+        start = self._offset
         while True:
+            pieces += 1
+            if pieces > NODES + (self._offset - start) // PIECE:
+                exceeded("its content is cut into too many pieces")
             tag = self.peek()
             if tag is None:
                 if depth == 0:

@@ -16,17 +16,19 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, keywrap, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, x25519
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC, GCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.x963kdf import X963KDF
 
 from gateway.core.cms import algorithms, ber
 from gateway.core.cms.algorithms import Algorithm, PrivateKey
-from gateway.core.cms.ber import Node, Reader
+from gateway.core.cms.ber import BLOCK, Node, Reader
 from gateway.core.cms.failure import Failure, ProtectionError, exceeded, malformed, unsupported
 from gateway.core.cms.signed import Name, issuer_and_serial
+from gateway.core.data import Block as Buffer
 
 RECIPIENTS: Final = 500
 """Recipients that one message may have."""
@@ -60,35 +62,32 @@ class Enveloped:
 
     Attributes:
         authenticated: By GCM; the content of CBC is worth nothing without a good signature inside.
-        content_type: What the content is.
         certificate: Ours, whose key opened it.
     """
 
     authenticated: bool
-    content_type: str
     certificate: x509.Certificate
 
 
-@dataclass(slots=True)
-class _Message:
-    """What was read of a message around its content."""
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What was read of a message in front of its content."""
 
-    key: bytes
-    certificate: x509.Certificate
-    content_type: str
+    recipients: tuple[Node, ...]
     algorithm: Algorithm
+    length: int
 
 
 # Opening
 
 
 def read(
-    rewind: Callable[[], Reader], keys: Sequence[Key], sink: Callable[[bytes], object], *, authenticated: bool
+    rewind: Callable[[], Reader], keys: Sequence[Key], sink: Callable[[Buffer], object], *, authenticated: bool
 ) -> Enveloped:
     """Open an EnvelopedData or AuthEnvelopedData, from its SEQUENCE on.
 
     Args:
-        rewind: Gives a reader that stands before it; called twice when what authenticates it comes behind the content.
+        rewind: Gives a reader that stands before it; called twice when attributes behind the content are authenticated.
         keys: Ours.
         sink: Gets the plaintext. It counts only when this function returns.
         authenticated: It is an AuthEnvelopedData.
@@ -96,18 +95,21 @@ def read(
     Raises:
         ProtectionError: ``no-key-for-us``, ``decrypt-failed``, or it cannot be read.
     """
-    extra = _additional(rewind()) if authenticated else b""
     reader = rewind()
-    message = _open(reader, keys)
-    if authenticated:
-        _read_gcm(reader, message, extra, sink)
-    else:
-        _read_cbc(reader, message, sink)
-    return Enveloped(authenticated, message.content_type, message.certificate)
+    head = _open(reader)
+    key, certificate = _content_key(head.recipients, keys, head.length)
+    if not authenticated:
+        _read_cbc(reader, head.algorithm, key, sink)
+    elif extra := _read_gcm(reader, head.algorithm, key, b"", sink):
+        # They come behind the content and count before it: only the tag is made anew, the plaintext stays the same.
+        reader = rewind()
+        _open(reader)
+        _read_gcm(reader, head.algorithm, key, extra, lambda _: None)
+    return Enveloped(authenticated, certificate)
 
 
-def _open(reader: Reader, keys: Sequence[Key]) -> _Message:
-    """Read up to the content and get the content-encryption key."""
+def _open(reader: Reader) -> _Head:
+    """Read up to the content."""
     reader.enter(ber.SEQUENCE)
     reader.node(ber.INTEGER)
     if reader.peek() == ber.context(0):
@@ -116,82 +118,82 @@ def _open(reader: Reader, keys: Sequence[Key]) -> _Message:
     if len(recipients) > RECIPIENTS:
         exceeded("it has too many recipients")
     reader.enter(ber.SEQUENCE)
-    content_type = ber.oid(reader.node(ber.OBJECT_IDENTIFIER))
+    if ber.oid(reader.node(ber.OBJECT_IDENTIFIER)) != algorithms.DATA:
+        unsupported("it holds something else than an entity")
     algorithm = Algorithm.read(reader.node(ber.SEQUENCE))
     length = algorithms.CBC.get(algorithm.oid) or algorithms.GCM.get(algorithm.oid)
     if length is None:
         unsupported(f"the content encryption algorithm {algorithm.oid} is not supported")
-    key, certificate = _content_key(recipients, keys, length)
-    return _Message(key, certificate, content_type, algorithm)
+    return _Head(recipients, algorithm, length)
 
 
-def _additional(reader: Reader) -> bytes:
-    """Find what is authenticated beside the content, which comes behind it (RFC 5083 §2.1)."""
-    reader.enter(ber.SEQUENCE)
-    reader.node(ber.INTEGER)
-    if reader.peek() == ber.context(0):
-        reader.node()
-    reader.node(ber.SET)
-    reader.enter(ber.SEQUENCE)
-    reader.node(ber.OBJECT_IDENTIFIER)
-    reader.node(ber.SEQUENCE)
-    for _ in reader.octets(_UNWRAPPED):
-        pass
-    reader.leave()
-    if reader.peek() != ber.context(1):
-        return b""
-    return ber.set_of(*(one.raw for one in reader.node().children()))
+def _read_gcm(
+    reader: Reader, algorithm: Algorithm, key: bytes, extra: bytes, sink: Callable[[Buffer], object]
+) -> bytes:
+    """Decrypt; return the attributes that are authenticated too, of which the tag was not checked yet.
 
-
-def _read_gcm(reader: Reader, message: _Message, extra: bytes, sink: Callable[[bytes], object]) -> None:
-    if message.algorithm.oid not in algorithms.GCM or message.algorithm.parameters is None:
+    Args:
+        reader: Stands before the content.
+        algorithm: Of the content.
+        key: Its key.
+        extra: What is authenticated beside the content, as a former pass found it.
+        sink: Gets the plaintext.
+    """
+    if algorithm.oid not in algorithms.GCM or algorithm.parameters is None:
         unsupported("its content encryption does not authenticate")
-    parameters = message.algorithm.parameters.children()
+    parameters = algorithm.parameters.children()
     nonce = ber.octets(parameters[0]) if parameters else b""
     length = ber.integer(parameters[1]) if len(parameters) > 1 else TAG_LEAST
     if not TAG_LEAST <= length <= TAG or not 8 <= len(nonce) <= 64:
         raise _failed()
-    decryptor = Cipher(AES(message.key), GCM(nonce, min_tag_length=TAG_LEAST)).decryptor()
+    decryptor = Cipher(AES(key), GCM(nonce, min_tag_length=TAG_LEAST)).decryptor()
     if extra:
         decryptor.authenticate_additional_data(extra)
+    plain = memoryview(bytearray(BLOCK + _AES_BLOCK))
     for block in reader.octets(_UNWRAPPED):
-        sink(decryptor.update(block))
+        sink(plain[: decryptor.update_into(block, plain)])
     reader.leave()
-    if reader.peek() == ber.context(1):
-        reader.node()
+    # With the tag of the SET that they are, in the order of DER (RFC 5083 §2.2).
+    found = ber.set_of(*(one.raw for one in reader.node().children())) if reader.peek() == ber.context(1) else b""
     tag = ber.octets(reader.node())
     if reader.peek() == ber.context(2):
         reader.node()
     reader.leave()
     if len(tag) != length:
         raise _failed()
+    if found != extra:
+        return found
     try:
-        sink(decryptor.finalize_with_tag(tag))
+        decryptor.finalize_with_tag(tag)
     except (InvalidTag, ValueError):
         raise _failed() from None
+    return b""
 
 
-def _read_cbc(reader: Reader, message: _Message, sink: Callable[[bytes], object]) -> None:
-    if message.algorithm.oid not in algorithms.CBC or message.algorithm.parameters is None:
+def _read_cbc(reader: Reader, algorithm: Algorithm, key: bytes, sink: Callable[[Buffer], object]) -> None:
+    if algorithm.oid not in algorithms.CBC or algorithm.parameters is None:
         unsupported("its content encryption needs AuthEnvelopedData")
-    vector = ber.octets(message.algorithm.parameters)
+    vector = ber.octets(algorithm.parameters)
     if len(vector) != _AES_BLOCK:
         raise _failed()
-    decryptor = Cipher(AES(message.key), CBC(vector)).decryptor()
-    last = b""
+    decryptor = Cipher(AES(key), CBC(vector)).decryptor()
+    plain = memoryview(bytearray(BLOCK + 2 * _AES_BLOCK))
+    held = 0  # bytes at its beginning: the last block, which may be padding
     for block in reader.octets(_UNWRAPPED):
-        plain = last + decryptor.update(block)
-        sink(plain[:-_AES_BLOCK])
-        last = plain[-_AES_BLOCK:]
+        size = held + decryptor.update_into(block, plain[held:])
+        if size > held:
+            sink(plain[: size - _AES_BLOCK])
+            plain[:_AES_BLOCK] = plain[size - _AES_BLOCK : size]
+            held = _AES_BLOCK
     reader.leave()
     if reader.peek() == ber.context(1):
         reader.node()
     reader.leave()
     try:
-        last += decryptor.finalize()
+        decryptor.finalize()
     except ValueError:
         raise _failed() from None
-    sink(_without_padding(last))
+    sink(_without_padding(bytes(plain[:held])))
 
 
 def _without_padding(last: bytes) -> bytes:
@@ -286,27 +288,36 @@ def _agreed_name(node: Node) -> Name:
 
 
 def _unwrap(key: PrivateKey, originator: Node, material: bytes | None, algorithm: Algorithm, wrapped: bytes) -> bytes:
-    if algorithm.oid not in algorithms.ECDH or algorithm.parameters is None:
+    digest = algorithms.ECDH.get(algorithm.oid) or algorithms.ECDH_HKDF.get(algorithm.oid)
+    if digest is None or algorithm.parameters is None:
         unsupported("its key agreement algorithm is not supported")
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or originator.tag != ber.context(1):
+    if originator.tag != ber.context(1):
         unsupported("its key agreement is not ephemeral")
     wrap = Algorithm.read(algorithm.parameters)
     if wrap.oid not in algorithms.KEY_WRAPS:
         unsupported("its key wrap algorithm is not supported")
-    point = originator.child(1, ber.BIT_STRING).body[1:]
-    peer = ec.EllipticCurvePublicKey.from_encoded_point(key.curve, point)
-    digest, _ = algorithms.ECDH[algorithm.oid]
+    shared = _agree(key, originator.child(1, ber.BIT_STRING).body[1:])
     chosen = hashes.SHA1() if digest not in algorithms.DIGESTS else algorithms.DIGESTS[digest]()  # noqa: S303  a KDF
-    shared = key.exchange(ec.ECDH(), peer)
-    secret = _derive(shared, chosen, algorithm.parameters.raw, material, algorithms.KEY_WRAPS[wrap.oid])
-    return keywrap.aes_key_unwrap(secret, wrapped)
+    length = algorithms.KEY_WRAPS[wrap.oid]
+    information = _shared_information(algorithm.parameters.raw, material, length)
+    if algorithm.oid in algorithms.ECDH_HKDF:
+        return keywrap.aes_key_unwrap(HKDF(chosen, length, None, information).derive(shared), wrapped)
+    return keywrap.aes_key_unwrap(X963KDF(chosen, length, information).derive(shared), wrapped)
 
 
-def _derive(shared: bytes, digest: hashes.HashAlgorithm, wrap: bytes, material: bytes | None, length: int) -> bytes:
-    """The key-encryption key by X9.63 over ECC-CMS-SharedInfo (RFC 5753 §7.2)."""
+def _agree(key: PrivateKey, point: bytes) -> bytes:
+    if isinstance(key, x25519.X25519PrivateKey):
+        return key.exchange(x25519.X25519PublicKey.from_public_bytes(point))
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return key.exchange(ec.ECDH(), ec.EllipticCurvePublicKey.from_encoded_point(key.curve, point))
+    return unsupported("its recipient has a key that does not agree")
+
+
+def _shared_information(wrap: bytes, material: bytes | None, length: int) -> bytes:
+    """ECC-CMS-SharedInfo (RFC 5753 §7.2)."""
     entity = b"" if material is None else ber.element(ber.context(0), ber.octet_string(material))
     bits = ber.element(ber.context(2), ber.octet_string((8 * length).to_bytes(4, "big")))
-    return X963KDF(digest, length, ber.sequence(wrap, entity, bits)).derive(shared)
+    return ber.sequence(wrap, entity, bits)
 
 
 # Sealing
@@ -353,8 +364,8 @@ class Envelope:
         self.size = len(self._head) + encrypted + behind
         """Bytes of the whole ContentInfo."""
 
-    def seal(self, content: Iterable[bytes]) -> Iterator[bytes]:
-        """Encrypt the content.
+    def seal(self, content: Iterable[bytes]) -> Iterator[Buffer]:
+        """Encrypt the content; each block that comes out is gone when the next one is asked for.
 
         Raises:
             ValueError: The content has another size than was said.
@@ -363,9 +374,12 @@ class Envelope:
         mode = CBC(self._nonce) if self._cbc else GCM(self._nonce)
         encryptor = Cipher(AES(self._key), mode).encryptor()
         left = self._content
+        room = memoryview(bytearray())
         for block in content:
             left -= len(block)
-            yield encryptor.update(block)
+            if len(room) < len(block) + _AES_BLOCK:
+                room = memoryview(bytearray(len(block) + _AES_BLOCK))
+            yield room[: encryptor.update_into(block, room)]
         if left:
             raise ValueError("the content has another size than was said")
         if self._cbc:
@@ -388,25 +402,31 @@ def _recipient_info(certificate: x509.Certificate, key: bytes, *, oaep: bool) ->
         algorithm = algorithms.write_oaep() if oaep else algorithms.write(algorithms.RSA, ber.element(ber.NULL))
         encrypted = public.encrypt(key, scheme if oaep else padding.PKCS1v15())
         return ber.sequence(ber.number(0), issuer_and_serial(certificate), algorithm, ber.octet_string(encrypted))
-    return _agreed_info(certificate, public, key)
-
-
-def _agreed_info(certificate: x509.Certificate, public: ec.EllipticCurvePublicKey, key: bytes) -> bytes:
-    """An ephemeral key for one recipient: ECDH with SHA-256 and AES-256 key wrap."""
-    ephemeral = ec.generate_private_key(public.curve)
     wrap = algorithms.write(algorithms.AES256_WRAP)
-    secret = _derive(ephemeral.exchange(ec.ECDH(), public), hashes.SHA256(), wrap, None, 32)
-    point = ephemeral.public_key().public_bytes(
-        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
-    )
-    originator = ber.element(
-        ber.context(1), algorithms.write(algorithms.EC), ber.element(ber.BIT_STRING, b"\0" + point)
-    )
-    encrypted = ber.sequence(issuer_and_serial(certificate), ber.octet_string(keywrap.aes_key_wrap(secret, key)))
+    information = _shared_information(wrap, None, 32)
+    if isinstance(public, x25519.X25519PublicKey):
+        mine = x25519.X25519PrivateKey.generate()
+        secret = HKDF(hashes.SHA256(), 32, None, information).derive(mine.exchange(public))
+        point = mine.public_key().public_bytes_raw()
+        kind, agreement = algorithms.X25519, algorithms.ECDH_HKDF_SHA256
+    elif isinstance(public, ec.EllipticCurvePublicKey):
+        ephemeral = ec.generate_private_key(public.curve)
+        secret = X963KDF(hashes.SHA256(), 32, information).derive(ephemeral.exchange(ec.ECDH(), public))
+        encoding, form = serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+        point = ephemeral.public_key().public_bytes(encoding, form)
+        kind, agreement = algorithms.EC, algorithms.ECDH_SHA256
+    else:
+        unsupported("a key that only signs cannot be encrypted to")
+    return _agreed_info(certificate, kind, point, algorithms.write(agreement, wrap), keywrap.aes_key_wrap(secret, key))
+
+
+def _agreed_info(certificate: x509.Certificate, kind: str, point: bytes, agreement: bytes, wrapped: bytes) -> bytes:
+    """A KeyAgreeRecipientInfo with an ephemeral key for one recipient (RFC 5753 §3.1.1)."""
+    originator = ber.element(ber.context(1), algorithms.write(kind), ber.element(ber.BIT_STRING, b"\0" + point))
     return ber.element(
         ber.context(1),
         ber.number(3),
         ber.element(ber.context(0), originator),
-        algorithms.write(algorithms.ECDH_SHA256, wrap),
-        ber.sequence(encrypted),
+        agreement,
+        ber.sequence(ber.sequence(issuer_and_serial(certificate), ber.octet_string(wrapped))),
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
+from struct import Struct
 from typing import BinaryIO, Final
 
 import pybase64
@@ -26,6 +27,7 @@ from gateway.core.cms.ber import BLOCK, METADATA, Reader
 from gateway.core.cms.enveloped import Key
 from gateway.core.cms.failure import Failure, ProtectionError, exceeded, malformed, unsupported
 from gateway.core.cms.signed import Attributes, Signed, Signer
+from gateway.core.data import Block
 from gateway.model import Span
 
 LAYERS: Final = 4
@@ -39,6 +41,13 @@ _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _REST: Final = re.compile(rb"(--)?[ \t]*+(?:\r?\n|\Z)")
 _LINE: Final = 2048
 """Bytes that surely hold a delimiter line with blanks behind it."""
+
+_ALMOST: Final = 10_000
+"""Lines that begin like a delimiter and are none, before a message is taken for an attack."""
+
+_SCAN: Final = 1 << 20
+_LINES: Final = Struct("76s2x" * ((1 << 18) // 78))
+"""Takes the line ends out of base64 in lines of 76 characters, as almost everybody writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +95,13 @@ class Opened:
     Attributes:
         content: The innermost entity: the only bytes that may be read further.
         layers: What was taken off, from the outside in.
+        protected: The fields of the mail that lie inside the protection (RFC 9788, and RFC 8551 §3.1 before it), names
+            in lower case; they count for as much as the content. Empty when the sender protects none.
     """
 
     content: Span
     layers: tuple[Layer, ...]
+    protected: tuple[tuple[str, str], ...] = ()
 
     @property
     def encrypted(self) -> bool:
@@ -134,14 +146,25 @@ def open_message(
             layers.append(layer)
             if len(layers) > LAYERS:
                 exceeded("it is protected too many times over")
+            for path in written:
+                if path != entity.path:
+                    path.unlink(missing_ok=True)  # nobody needs it any more, and a layer is as big as a message
+        fields = _protected(entity) if layers else ()
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
         raise
-    for path in written:
-        if path != entity.path:
-            path.unlink()
-    return Opened(entity, tuple(layers))
+    return Opened(entity, tuple(layers), fields)
+
+
+def _protected(entity: Span) -> tuple[tuple[str, str], ...]:
+    head = _read_head(entity)
+    if head.type == "message/rfc822":
+        head = _read_head(Span(entity.path, head.body, entity.end))
+    elif head.parameters.get("hp", "").lower() not in ("clear", "cipher"):
+        return ()
+    # HP-Outer says what stands outside, and that can be seen there.
+    return tuple(one for one in head.fields if not one[0].startswith("content-") and one[0] != "hp-outer")
 
 
 def _peel(
@@ -155,15 +178,21 @@ def _peel(
 ) -> tuple[Layer, Span] | None:
     head = _read_head(entity)
     if head.type == "multipart/signed" and head.parameters.get("protocol", SIGNATURES[0]).lower() in SIGNATURES:
-        return _clear_signed(entity, head, known, now)
+        return _clear_signed(entity, head, known, now, path, written)
     if not (head.type in ENVELOPES or _is_envelope_by_name(head)):
         return None
-    written.append(path)
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w+b") as out:
+    with _create(path, written) as out:
         layer = _unwrap(Span(entity.path, head.body, entity.end), head, keys, known, out, limit, now)
         out.flush()
         size = out.tell()
     return layer, Span(path, 0, size)
+
+
+def _create(path: Path, written: list[Path]) -> BinaryIO:
+    path.unlink(missing_ok=True)  # of a process that was killed
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    written.append(path)
+    return os.fdopen(file, "w+b", buffering=BLOCK)
 
 
 def _is_envelope_by_name(head: _Head) -> bool:
@@ -179,6 +208,7 @@ class _Head:
     parameters: dict[str, str]
     encoding: str
     body: int
+    fields: tuple[tuple[str, str], ...]
 
 
 def _read_head(entity: Span) -> _Head:
@@ -192,15 +222,14 @@ def _read_head(entity: Span) -> _Head:
         block = os.pread(file.fileno(), min(entity.size, size), entity.start)
     match = header.BLOCK.match(block)
     end = match.end() if match else 0
-    if end >= size:
+    if end and entity.size > size and b"\n" not in block[end:]:  # the last line of the block is cut
         exceeded("its header is too long")
-    values: dict[str, str] = {}
-    for name, value in header.fields(block[:end]):
-        values.setdefault(name, value)
+    fields = tuple(header.fields(block[:end]))
+    values = dict(reversed(fields))  # the first of several counts
     kind, parameters = header.parameters(values.get("content-type", "text/plain"))
     encoding = values.get("content-transfer-encoding", "").strip().lower()
     body = end + (2 if block.startswith(b"\r\n", end) else 1 if block.startswith(b"\n", end) else 0)
-    return _Head(kind, parameters, encoding, entity.start + body)
+    return _Head(kind, parameters, encoding, entity.start + body, fields)
 
 
 # What is inside an application/pkcs7-mime
@@ -213,7 +242,7 @@ class _Sink:
         self._out = out
         self._left = limit
 
-    def __call__(self, block: bytes) -> None:
+    def __call__(self, block: Block) -> None:
         self._left -= len(block)
         if self._left < 0:
             exceeded("it holds more than a message may")
@@ -240,11 +269,12 @@ def _unwrap(
         if kind == algorithms.SIGNED_DATA:
             found = signed.read(reader, (), sink)
             _leave(reader)
-            if not found.embedded:
+            if found.signers and not found.embedded:
                 raise ProtectionError(Failure.NOT_SIGNED, "its signature covers nothing")
             return _signed_layer(found, known, now)
         if kind == algorithms.COMPRESSED_DATA:
-            compressed.read(reader, sink, limit)
+            if compressed.read(reader, sink, limit) != algorithms.DATA:
+                unsupported("it holds something else than an entity")
             _leave(reader)
             return Layer("compressed")
         if kind not in (algorithms.ENVELOPED_DATA, algorithms.AUTH_ENVELOPED_DATA):
@@ -300,7 +330,7 @@ def _blocks(file: int, body: Span) -> Iterator[bytes]:
 def _without_base64(blocks: Iterable[bytes]) -> Iterator[bytes]:
     held = b""
     for block in blocks:
-        text = held + block.translate(None, _SPACE)
+        text = held + _without_line_ends(block)
         whole = len(text) // 4 * 4
         held = text[whole:]
         try:
@@ -311,9 +341,23 @@ def _without_base64(blocks: Iterable[bytes]) -> Iterator[bytes]:
         malformed("its base64 ends too early")
 
 
+def _without_line_ends(block: bytes) -> bytes:
+    at = block.find(b"\n") + 1
+    rest = at + _LINES.size
+    if len(block) >= rest and block[at + 76 : at + 78] == b"\r\n":
+        # Whatever stands where line ends should be is looked at once more, all at once.
+        ends = set(block[at + 76 : rest : 78]) | {*block[at + 77 : rest : 78]}
+        if ends == {10, 13} and block.find(b" ", at, rest) < 0 and block.count(b"\n", at, rest) == _LINES.size // 78:
+            head, tail = block[:at].translate(None, _SPACE), block[rest:].translate(None, _SPACE)
+            return b"".join((head, *_LINES.unpack_from(block, at), tail))
+    return block.translate(None, _SPACE)
+
+
 def _signed_layer(found: Signed, known: Sequence[x509.Certificate], now: datetime) -> Layer:
     if not found.signers:
         raise ProtectionError(Failure.NO_SIGNER, "nobody signed it")
+    if found.content_type != algorithms.DATA:
+        unsupported("it holds something else than an entity")
     candidates = (*known, *found.certificates)
     signatures = tuple(_judge(found, signer, candidates, now) for signer in found.signers)
     return Layer("signed", signatures, found.certificates, found.crls)
@@ -337,7 +381,9 @@ def _judge(found: Signed, signer: Signer, candidates: Sequence[x509.Certificate]
 # multipart/signed
 
 
-def _clear_signed(entity: Span, head: _Head, known: Sequence[x509.Certificate], now: datetime) -> tuple[Layer, Span]:
+def _clear_signed(
+    entity: Span, head: _Head, known: Sequence[x509.Certificate], now: datetime, path: Path, written: list[Path]
+) -> tuple[Layer, Span]:
     boundary = head.parameters.get("boundary", "").rstrip().encode("utf-8", "surrogateescape")
     first, second = _two_parts(Span(entity.path, head.body, entity.end), boundary)
     p7s = _small(second)
@@ -345,10 +391,21 @@ def _clear_signed(entity: Span, head: _Head, known: Sequence[x509.Certificate], 
         layer = _signed_layer(_read_detached(p7s, _blocks(file.fileno(), first)), known, now)
         if all(_is_about_content(one) for one in layer.signatures):
             # QUIRK: a mail server that stores bare LF hands out what was signed with CRLF (RFC 8551 §3.1.1).
-            other = _signed_layer(_read_detached(p7s, _with_crlf(_blocks(file.fileno(), first))), known, now)
+            with _create(path, written) as out:
+                repaired = _copied(_with_crlf(_blocks(file.fileno(), first)), out)
+                other = _signed_layer(_read_detached(p7s, repaired), known, now)
+                size = out.tell()
             if any(one.failure is None for one in other.signatures):
-                layer = replace(other, repaired=True)
+                # Whoever reads further gets the bytes that were signed, not those that came.
+                return replace(other, repaired=True), Span(path, 0, size)
+            path.unlink()
     return layer, first
+
+
+def _copied(blocks: Iterable[bytes], out: BinaryIO) -> Iterator[bytes]:
+    for block in blocks:
+        out.write(block)
+        yield block
 
 
 def _is_about_content(signature: Signature) -> bool:
@@ -410,18 +467,22 @@ def _two_parts(body: Span, boundary: bytes) -> tuple[Span, Span]:
 
 def _delimiters(file: int, body: Span, needle: bytes) -> Iterator[tuple[int, int, bool]]:
     """Find the lines that are delimiters: where the part before ends, where the next begins, whether it closes."""
-    position = body.start
+    base, block, at, almost = body.start, b"", 0, 0
+    needle = b"\n" + needle
+    position = body.start - 1  # of the line end before a delimiter; there is always one, that of the header
     while position < body.end:
-        block = os.pread(file, min(BLOCK, body.end - position), position)
-        at = block.find(needle)
-        if at < 0:
-            position += max(len(block) - len(needle) + 1, 1)
-            continue
-        place = position + at
-        around = os.pread(file, min(_LINE, body.end - place), place)
-        before = os.pread(file, min(2, place - body.start), place - min(2, place - body.start))
-        match = _REST.match(around, len(needle))
-        if match is not None and (place == body.start or before.endswith(b"\n")):
-            end = place - (2 if before == b"\r\n" else 1) if before else place
-            yield end, place + match.end(), match[1] is not None
-        position = place + 1
+        base = max(position - 1, 0)
+        block = os.pread(file, min(_SCAN + _LINE, body.end - base), base)
+        at = position - base
+        last = base + len(block) >= body.end
+        while (at := block.find(needle, at)) >= 0 and (last or at < _SCAN):
+            match = _REST.match(block, at + len(needle))
+            if match is not None and (last or match.end() < len(block)):
+                returned = base + at > body.start and block[at - 1 : at] == b"\r"
+                yield max(base + at - returned, body.start), base + match.end(), match[1] is not None
+            else:
+                almost += 1
+                if almost > _ALMOST:
+                    exceeded("too many of its lines are almost delimiters")
+            at += 1
+        position = body.end if last else base + _SCAN

@@ -15,12 +15,12 @@ from typing import Final, NoReturn
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from gateway.core.cms import algorithms, ber
-from gateway.core.cms.algorithms import Algorithm, PrivateKey
+from gateway.core.cms.algorithms import Algorithm, SigningKey
 from gateway.core.cms.ber import Node, Reader
 from gateway.core.cms.failure import Failure, ProtectionError, exceeded, malformed, unsupported
 
@@ -65,7 +65,7 @@ class Name:
             if self.key_identifier:
                 return hmac.compare_digest(self.key_identifier, key_identifier(certificate))
             return certificate.serial_number == self.serial and certificate.issuer.public_bytes() == self.issuer
-        except ValueError:
+        except (ValueError, TypeError, x509.DuplicateExtension):
             return False
 
 
@@ -135,7 +135,7 @@ class Identity:
         pss: Sign with RSASSA-PSS rather than PKCS #1 v1.5.
     """
 
-    key: PrivateKey
+    key: SigningKey
     certificate: x509.Certificate
     chain: tuple[x509.Certificate, ...] = ()
     pss: bool = False
@@ -257,21 +257,23 @@ def verify(signed: Signed, signer: Signer, certificate: x509.Certificate, now: d
     if signer.attributes is None:
         if signed.content_type != algorithms.DATA:
             raise ProtectionError(Failure.SIGNED_ATTRIBUTES_INVALID, "its signed attributes are missing")
+        if isinstance(key, ed25519.Ed25519PublicKey):
+            unsupported("Ed25519 without signed attributes signs a content that is not held")
         _prove(key, signer, signed.digests[oid])
         return attributes
     attributes = _read_attributes(signed, signer, certificate, now)
     body = signer.attributes.body
     # As they came first; DER wants them sorted, and some senders sign what they did not send (RFC 5652 §5.4).
     forms = dict.fromkeys((ber.element(ber.SET, body), ber.set_of(*(one.raw for one in signer.attributes.children()))))
-    for position, form in enumerate(forms, 1):
+    for form in forms:
         try:
-            _prove(key, signer, _digest(oid, form))
+            _prove(key, signer, form if isinstance(key, ed25519.Ed25519PublicKey) else _digest(oid, form))
         except ProtectionError as error:
-            if error.code is not Failure.BAD_SIGNATURE or position == len(forms):
+            if error.code is not Failure.BAD_SIGNATURE:
                 raise
         else:
-            break
-    return attributes
+            return attributes
+    raise ProtectionError(Failure.BAD_SIGNATURE, "its signature does not fit")
 
 
 def _digest(oid: str, content: bytes) -> bytes:
@@ -281,6 +283,7 @@ def _digest(oid: str, content: bytes) -> bytes:
 
 
 def _prove(key: algorithms.PublicKey, signer: Signer, digest: bytes) -> None:
+    """Verify over a digest; Ed25519 makes its own, and gets the signed attributes whole (RFC 8419 §3.1)."""
     oid, chosen = signer.digest.oid, signer.algorithm
     if chosen.oid in algorithms.WEAK_SIGNATURES:
         raise ProtectionError(Failure.WEAK_DIGEST, "its signature algorithm is too weak")
@@ -289,6 +292,11 @@ def _prove(key: algorithms.PublicKey, signer: Signer, digest: bytes) -> None:
         if isinstance(key, ec.EllipticCurvePublicKey):
             _demand(algorithms.ECDSA_SHA.get(chosen.oid), oid)
             key.verify(signer.signature, digest, ec.ECDSA(hashed))
+        elif isinstance(key, ed25519.Ed25519PublicKey):
+            _demand(algorithms.SHA512 if chosen.oid == algorithms.ED25519 else None, oid)
+            key.verify(signer.signature, digest)
+        elif not isinstance(key, rsa.RSAPublicKey):
+            unsupported("its kind of key does not sign")
         elif chosen.oid == algorithms.RSA_PSS:
             scheme, inner = algorithms.pss(chosen)
             _demand(inner, oid)

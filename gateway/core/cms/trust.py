@@ -17,7 +17,7 @@ import asn1crypto.x509
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 from pyhanko_certvalidator import CertificateValidator, ValidationContext
 from pyhanko_certvalidator.errors import (
@@ -37,8 +37,9 @@ T = TypeVar("T")
 Purpose = Literal["sign", "encrypt"]
 Revocation = Literal["good", "unknown", "unchecked"]
 
-INTERMEDIATES: Final = 32
-"""Certificates of a message that are looked at for a path."""
+INTERMEDIATES: Final = 8
+"""Certificates that are looked at for a path: certvalidator tries every way through them, and with 32 that issued each
+other it does not come to an end."""
 
 _PURPOSES: Final = frozenset({ExtendedKeyUsageOID.EMAIL_PROTECTION, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE})
 _KNOWN_CRL_EXTENSIONS: Final = frozenset(
@@ -203,7 +204,7 @@ def _path(
     except (ValueError, TypeError, KeyError, AttributeError, UnsupportedAlgorithm, RecursionError):
         # Hostile certificates make the library under certvalidator raise all of these.
         raise ProtectionError(Failure.MALFORMED, "its certificate cannot be read") from None
-    for issuer in path[:-1]:
+    for issuer in path[:-1]:  # every certificate that comes this far could be read
         usages = _extension(issuer, x509.ExtendedKeyUsage)
         if usages is not None and _PURPOSES.isdisjoint(usages):
             raise ProtectionError(Failure.EXTENDED_KEY_USAGE, "one of its issuers is not for mail")
@@ -212,14 +213,33 @@ def _path(
 
 def _on_the_way(certificate: x509.Certificate, pool: Iterable[x509.Certificate]) -> list[x509.Certificate]:
     """Only certificates by whose names a path could lead: what else comes in a message is not looked at."""
-    names = {certificate.issuer}
     chosen: list[x509.Certificate] = []
-    waiting = list(dict.fromkeys(pool))
-    while (more := [one for one in waiting if one.subject in names]) and len(chosen) < INTERMEDIATES:
+    # Of a key that one issuer certified several times, the certificate that lasts longest.
+    ways = {(one.subject, one.issuer, _key(one)): one for one in sorted(pool, key=lambda one: one.not_valid_after_utc)}
+    waiting = [one for one in ways.values() if one.subject != one.issuer]
+    below = [certificate]
+    while below and len(chosen) < INTERMEDIATES:
+        more = [one for one in waiting if any(_issued(one, lower) for lower in below)]
         chosen += more[: INTERMEDIATES - len(chosen)]
-        names = {one.issuer for one in more}
         waiting = [one for one in waiting if one not in more]
+        below = more
     return chosen
+
+
+def _key(certificate: x509.Certificate) -> bytes:
+    try:
+        return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        return b""  # it issued nothing that we could check
+
+
+def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    """Whether one signed the other: names alone could be made to fit in more ways than can be tried."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _load(certificate: x509.Certificate) -> asn1crypto.x509.Certificate:
@@ -265,10 +285,7 @@ def _is_from(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> b
     if usage is not None and not usage.crl_sign:
         return False
     key = issuer.public_key()
-    try:
-        return isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
+    return isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
 
 
 def _covers(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> bool:

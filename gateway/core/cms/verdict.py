@@ -13,6 +13,7 @@ from typing import Final, Literal
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from gateway.core import header
 from gateway.core.cms import trust
 from gateway.core.cms.failure import Failure, ProtectionError
 from gateway.core.cms.opened import Layer, Opened, Signature
@@ -50,6 +51,7 @@ class Verdict:
         revocation: What is known of that: ``good``, ``unknown`` or ``unchecked``; else None.
         code: Why it does not count; None when nothing is wrong.
         repaired: The signature fits with the line ends that a relay took away.
+        others: Why further signatures do not count, beside the one that does.
     """
 
     encrypted: bool = False
@@ -60,6 +62,7 @@ class Verdict:
     revocation: str | None = None
     code: Failure | None = None
     repaired: bool = False
+    others: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +89,22 @@ def judge(opened: Opened, expected: Expected, anchors: Trust, now: datetime) -> 
     """
     good: list[tuple[int, Signature, Standing]] = []
     failures: list[Failure] = []
+    broken: Failure | None = None  # a layer that somebody changed spoils the whole, whoever signed around it
     for depth, layer in enumerate(opened.layers):
         if layer.kind != "signed":
             continue
-        found = list(_good(layer, expected, anchors, now, failures))
+        bad: list[Failure] = []
+        found = list(_good(layer, expected, anchors, now, bad))
         good += [(depth, *one) for one in found]
+        failures += bad
+        if not found and broken is None:
+            broken = next((one for one in bad if one in TAMPERED), None)
     code = _unauthenticated(opened.layers, [depth for depth, *_ in good])
+    code = code or broken
     if code is None and not good and opened.signed:
         code = failures[0]
+    if code is None and good and not _names(opened.protected, expected.sender):
+        code = Failure.SENDER_ADDRESS_MISMATCH
     if code is not None or not good:
         return Verdict(opened.encrypted, opened.signed, code=code)
     _, signature, standing = good[-1]
@@ -107,7 +118,14 @@ def judge(opened: Opened, expected: Expected, anchors: Trust, now: datetime) -> 
         fingerprint=signature.certificate.fingerprint(hashes.SHA256()).hex(),
         revocation=standing.revocation,
         repaired=any(layer.repaired for layer in opened.layers),
+        others=tuple(failures),
     )
+
+
+def _names(protected: Sequence[tuple[str, str]], sender: str) -> bool:
+    """Whether a From inside the protection, where there is one, names the same sender as the one outside."""
+    named = [address for name, value in protected if name == "from" for address in header.addresses(value)]
+    return not named or [one.casefold() for one in named] == [sender.casefold()]
 
 
 def _good(
