@@ -156,3 +156,12 @@ def revocations(
     if extension is not None:
         builder = builder.add_extension(extension, critical=True)
     return builder.sign((signer or issuer).key, hashes.SHA256())
+
+
+def unconstrained() -> Holder:
+    """A self-signed certificate without any extension, as old machines make them."""
+    secret = key("P-256/old machine")
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Old machine")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(secret.public_key())
+    builder = builder.serial_number(7).not_valid_before(NOW - DAY).not_valid_after(NOW + DAY)
+    return Holder(secret, builder.sign(secret, hashes.SHA256()))
