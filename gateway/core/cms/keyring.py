@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from gateway.core.cms import trust
-from gateway.core.cms.algorithms import PrivateKey
+from gateway.core.cms.algorithms import SigningKey
 from gateway.core.cms.failure import ProtectionError
 from gateway.core.cms.signed import Identity
 from gateway.errors import ConfigurationError
@@ -71,7 +71,7 @@ def identity(chain: bytes, secret: bytes) -> Identity:
     return Identity(key, own, tuple(others))
 
 
-def _key(secret: bytes) -> PrivateKey:
+def _key(secret: bytes) -> SigningKey:
     try:
         key = serialization.load_pem_private_key(secret, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
