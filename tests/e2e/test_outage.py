@@ -24,6 +24,12 @@ def mute() -> Iterator[socket.socket]:
         yield listener
 
 
+def hurry(gateway: Daemon, key: str) -> None:
+    """Give an operator's word; the gateway may have been quicker by itself."""
+    said = gateway.say("queue", "retry", key)
+    assert said.returncode == 0 or "is delivered" in said.stderr
+
+
 def test_a_pacs_that_is_down_gets_everything_by_itself_when_it_is_back(
     start: Start, orthanc: Orthanc, samples: Samples
 ) -> None:
@@ -95,7 +101,7 @@ def test_a_pacs_that_misbehaves_has_nothing_until_it_is_repaired(flag: str, star
     pacs.stop()
     pacs.flags = ()
     pacs.start()
-    assert gateway.say("queue", "retry", key).returncode == 0
+    hurry(gateway, key)
     gateway.await_item(key, "delivered")
     received = pacs.instances()
     for one in fresh:
@@ -137,7 +143,7 @@ port = {orthanc.port}
     pacs = Storescp()
     pacs.port, pacs.title = port, "MUTE"
     start(pacs)
-    assert gateway.say("queue", "retry", key).returncode == 0
+    hurry(gateway, key)
     gateway.await_item(key, "delivered")
     assert pacs.instances()[fresh.sop_instance] == fresh.data_set
 
@@ -171,7 +177,7 @@ def test_one_image_that_a_pacs_cannot_take_now_is_the_only_one_tried_again(start
         [late] = [one for one in gateway.item(key)["instances_detail"] if one["outcome"] != "delivered"]
         assert (late["outcome"], late["code"], late["status"]) == ("waiting", "out-of-resources", "0xA700")
         assert late["next_attempt"]
-        assert gateway.say("queue", "retry", key).returncode == 0
+        hurry(gateway, key)
         gateway.await_item(key, "delivered")
         assert [one.sop_instance for one in pacs.seen].count(late["sop_instance"]) == 2
         assert len(pacs.seen) == 6
