@@ -378,8 +378,7 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
 
     def _hang_up(self) -> None:
-        if self.ready.is_set():  # before it serves there is nothing to reload: the file was read a moment ago
-            self._start(self._reload())
+        self._start(self._reload())
 
     async def _recover(self) -> None:
         now = datetime.now(UTC)
@@ -614,6 +613,7 @@ class Service:
 
     async def _reload(self) -> None:
         """Take over routes, partners, destinations, certificates and users; a bad file changes nothing (R32)."""
+        await self.ready.wait()  # the file may have changed since the start read it
         watchdog.reloading()
         try:
             new = await asyncio.to_thread(load, self.configuration.source)

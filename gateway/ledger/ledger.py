@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -35,6 +36,11 @@ from gateway.ledger.batches import Batches
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+
+log = structlog.get_logger(__name__)
+
+LEDGER_PAUSE: Final = 5.0
+"""Seconds until what the ledger did not take is offered again."""
 
 MOST_CHANGES: Final = 256
 """Changes in one transaction: enough to share a sync, few enough that nobody waits long."""
@@ -132,6 +138,25 @@ class Ledger:
         self._changes.put(_Change(change, item, done, loop))
         # A caller that is cancelled must not leave a future that nobody reads half-settled.
         return await asyncio.shield(done)
+
+    async def insist(self, change: Callable[[Connection], T], given_up: Callable[[], bool]) -> T:
+        """Run a change that must not get lost: what a peer said. While it is not taken, it is kept and offered again.
+
+        Args:
+            change: As for ``write``.
+            given_up: Says that nobody may wait any longer: the gateway stops.
+
+        Raises:
+            LedgerError: The database did not take it, and nobody may wait any longer.
+        """
+        while True:
+            try:
+                return await self.write(change)
+            except LedgerError as error:
+                log.error("outcome_not_recorded", exception=type(error).__name__)  # noqa: TRY400
+                if given_up():
+                    raise
+                await asyncio.sleep(LEDGER_PAUSE)
 
     async def read(self, question: Callable[[Connection], T]) -> T:
         """Ask a question on a connection of its own; it sees what was committed before, all of the same moment.

@@ -26,7 +26,7 @@ from gateway.config import ApplicationEntity, Configuration
 from gateway.core import confirmation, contexts, downtime, retry, status
 from gateway.core.fairness import Place, Turns
 from gateway.core.status import Action
-from gateway.errors import AssociationRejectedError, GatewayError, LedgerError, PeerUnreachableError
+from gateway.errors import AssociationRejectedError, GatewayError, PeerUnreachableError
 from gateway.ledger import confirmations, deliveries, tickets
 from gateway.ledger.deliveries import Condition, Settled, Work
 from gateway.ledger.ledger import Ledger
@@ -68,9 +68,6 @@ LONGEST_BREAK: Final = timedelta(minutes=5)
 
 IDLE: Final = timedelta(minutes=5)
 """A destination that answered nothing for so long is asked by a C-ECHO (NET-20)."""
-
-LEDGER_PAUSE: Final = 5.0
-"""Seconds until an outcome is offered to the ledger again that did not take it."""
 
 _ANSWERS: Final = frozenset({contexts.REFUSED, contexts.UNAVAILABLE})
 
@@ -599,15 +596,7 @@ class Store:
         return marked
 
     async def _record(self, change: Callable[[Connection], T]) -> T:
-        """Write down what the peer said. While the ledger does not take it, it is kept here and offered again."""
-        while True:
-            try:
-                return await self.ledger.write(change)
-            except LedgerError as error:
-                log.error("outcome_not_recorded", exception=type(error).__name__)  # noqa: TRY400
-                if self._stopping:
-                    raise
-                await asyncio.sleep(LEDGER_PAUSE)
+        return await self.ledger.insist(change, lambda: self._stopping)
 
     def _note(self, run: _Run, settled: Sequence[Settled], association: Association) -> None:
         """Learn about the destination from a window: dropped again and again, or refusing everything."""

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from gateway.config import Configuration
 from gateway.core import retry
-from gateway.errors import LedgerError, RelayError
+from gateway.errors import RelayError
 from gateway.ledger import submissions
 from gateway.ledger.deliveries import Condition
 from gateway.ledger.ledger import Ledger
@@ -39,9 +39,6 @@ UNKNOWN_SENDS: Final = 4
 
 LONGEST_BREAK: Final = timedelta(minutes=5)
 """No breaker stays open that long: one that does was written by a clock that ran ahead (R29)."""
-
-LEDGER_PAUSE: Final = 5.0
-"""Seconds until an outcome is offered to the ledger again that did not take it."""
 
 NO_RELAY: Final = "no relay is configured"
 
@@ -269,15 +266,7 @@ class Submit:
             log.info("submitted", id=work.message, partner=work.partner, outcome=one.outcome, status=one.status)
 
     async def _record(self, change: Callable[[Connection], T]) -> T:
-        """Write down what happened. While the ledger does not take it, it is kept here and offered again."""
-        while True:
-            try:
-                return await self.ledger.write(change)
-            except LedgerError as error:
-                log.error("outcome_not_recorded", exception=type(error).__name__)  # noqa: TRY400
-                if self._stopping:
-                    raise
-                await asyncio.sleep(LEDGER_PAUSE)
+        return await self.ledger.insist(change, lambda: self._stopping)
 
 
 def _fault(error: Exception) -> RelayError:

@@ -625,7 +625,7 @@ async def test_an_outcome_the_ledger_does_not_take_is_offered_until_it_does(
     lane: Lane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the peer said is not lost to a full disk, and no image is sent twice for it (R5, R12)."""
-    monkeypatch.setattr(storing, "LEDGER_PAUSE", 0.01)
+    monkeypatch.setattr("gateway.ledger.ledger.LEDGER_PAUSE", 0.01)
     lane.fill(2)
     fragile(monkeypatch, ["mark", "settle"], times=3)
     await lane.store.look("pacs")
@@ -637,7 +637,7 @@ async def test_a_ledger_that_stays_away_does_not_keep_the_gateway_from_stopping(
     lane: Lane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the window is in doubt, which the marks on disk say (R31, promise 2)."""
-    monkeypatch.setattr(storing, "LEDGER_PAUSE", 0.01)
+    monkeypatch.setattr("gateway.ledger.ledger.LEDGER_PAUSE", 0.01)
     lane.fill(2)
     fragile(monkeypatch, ["settle"], times=1000)
     lane.scu.meanwhile = lambda _: lane.store.stop()
