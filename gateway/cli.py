@@ -285,6 +285,30 @@ def version() -> None:
     sys.stdout.write(f"dicom-mail {__version__}\n")
 
 
+class Form(StrEnum):
+    """What a document is printed in."""
+
+    MARKDOWN = "md"
+    HTML = "html"
+
+
+@app.command(epilog="Example: dicom-mail conformance --format html > conformance.html")
+def conformance(
+    context: typer.Context,
+    form: Annotated[Form, typer.Option("--format", help="What it is written in.")] = Form.MARKDOWN,
+    config: Config = None,
+) -> None:
+    """Print the DICOM conformance statement (PS3.2).
+
+    Use it when whoever runs the PACS or a modality asks for one. It is about this installation; without a
+    configuration it is about the product.
+    """
+    configuration = _configuration_if_any(context, config)
+    from gateway import conformance as statement
+
+    sys.stdout.write(statement.write(configuration, statement.Form(form)))
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Looking at mail
 
@@ -547,7 +571,6 @@ _UNBUILT: Final = (
     ("partner", "Look at partners and import their certificates."),
     ("init", "Write a first configuration."),
     ("backup", "Write a backup of ledger and spool."),
-    ("conformance", "Print the DICOM conformance statement."),
 )
 
 

@@ -98,7 +98,7 @@ class Limits(Section):
         header: Bytes of one header.
         unpacked: Bytes that all of one message may inflate to.
         ratio: How many times its size one compressed member may inflate to.
-        free_space: Free bytes below which new work is refused; None stands for ``free_space_floor``'s default.
+        free_space: Free bytes below which new work is refused; None: the smaller of 5 GiB and 10 % of the disk.
         fragment_age: After this an incomplete message/partial set is held, with a notice.
         remember: How long a mail or an instance is known again.
         give_up: How long delivery is tried.

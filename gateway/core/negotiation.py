@@ -25,7 +25,9 @@ NO_SUCH_CLASS: Final = 3
 NO_SUCH_SYNTAX: Final = 4
 """Result/Reason of a presentation context (PS3.8 Table 9-18)."""
 
-_STORAGE: Final = frozenset(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
+STORAGE: Final = frozenset(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
+"""The SOP classes of storage that have a name here; those of the next edition of the standard are taken as well."""
+
 _STORAGE_ROOT: Final = "1.2.840.10008.5.1.4.1.1."
 _STANDARD_ROOT: Final = "1.2.840.10008."
 
@@ -99,7 +101,7 @@ class Policy:
 
 def is_storage(sop_class: str, *, unknown: bool) -> bool:
     """Tell whether a SOP class is one of storage; what is not known is as ``unknown`` says."""
-    if sop_class in _STORAGE:
+    if sop_class in STORAGE:
         return True
     if sop_class.startswith(_STORAGE_ROOT):
         # Retired ones have a name, others may come with the next edition of the standard.

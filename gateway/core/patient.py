@@ -162,7 +162,7 @@ def _script(letters: str) -> str:
 
 # Characters (PS3.3 C.12.1.1.2, PS3.5 6.1)
 
-_SETS: Final = {
+CHARACTER_SETS: Final = {
     "": "ascii",
     "ISO_IR 6": "ascii",
     "ISO_IR 13": "shift_jis",
@@ -238,7 +238,7 @@ def _codec(term: str) -> str | None:
     term = term.strip(" \0").upper()
     number = _DEFINED_TERM.fullmatch(term)
     # QUIRK: consoles that write ISO-IR 100 or IR 100 for ISO_IR 100; only the number tells.
-    return _SETS.get(f"ISO_IR {number[1]}" if number else term)
+    return CHARACTER_SETS.get(f"ISO_IR {number[1]}" if number else term)
 
 
 def _piece(escape: bytes, piece: bytes, default: str) -> str:

@@ -82,6 +82,21 @@ INVALID_INSTANCE: Final = 0x0117
 NO_SUCH_CLASS: Final = 0x0122
 UNRECOGNISED_OPERATION: Final = 0x0211
 
+STATUSES: Final = {
+    SUCCESS: "stored: file and row are on disk",
+    OUT_OF_RESOURCES: "out of resources: no room, or not taken; try again later",
+    MISMATCH: "the data set does not match what its command or its SOP class says",
+    NOT_UNDERSTOOD: "the data set cannot be understood",
+    TOO_BIG: "the instance is bigger than `limits.instance`",
+    UNIDENTIFIED: "Study or Series Instance UID is missing or invalid",
+    PROCESSING_FAILURE: "a fault of the gateway; try again later",
+    INVALID_ARGUMENT: "a value of the command is invalid",
+    INVALID_INSTANCE: "the Affected SOP Instance UID is invalid",
+    NO_SUCH_CLASS: "the SOP class is not one of the presentation context",
+    UNRECOGNISED_OPERATION: "not an operation of this service",
+}
+"""What is answered, and what it means (PS3.4 Table B.2-1, PS3.7 Annex C)."""
+
 _STATUSES: Final = {
     **dict.fromkeys(("sop-class-mismatch", "meta-instance", "no-sop-class", "no-sop-instance"), MISMATCH),
     **dict.fromkeys(("no-study", "no-series", "invalid-uid"), UNIDENTIFIED),
@@ -98,6 +113,15 @@ NO_SUCH_CALLED: Final = (PERMANENT, 1, 7)
 NO_SUCH_VERSION: Final = (PERMANENT, 2, 2)
 LOCAL_LIMIT: Final = (TRANSIENT, 3, 2)
 """Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
+
+REJECTIONS: Final = {
+    NO_SUCH_CONTEXT_NAME: "another application context than DICOM's",
+    NO_SUCH_CALLING: "the calling AE title, or its address, is not on the list",
+    NO_SUCH_CALLED: "no such AE title here",
+    NO_SUCH_VERSION: "another version of the protocol",
+    LOCAL_LIMIT: "as many associations as `associations` allows, or no room; try again later",
+}
+"""What is meant by each."""
 
 BLOCK: Final = 256 << 10
 """Bytes taken from a connection at once, and, with the head, all of an instance that is in memory."""
