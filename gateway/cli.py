@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from gateway.checks import Check
     from gateway.config import ApplicationEntity, Configuration
+    from gateway.installation import Question
     from gateway.users import Users
 
 INTERRUPTED: Final = 130
@@ -172,6 +173,90 @@ def _configuration_if_any(context: typer.Context, config: Path | None) -> Config
     path = find(config or context.obj, os.environ)
     named = config or context.obj or os.environ.get("DICOM_MAIL_CONFIG")
     return load(path) if named or path.exists() else None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The first hour
+
+
+@app.command(epilog="Example: dicom-mail init --config gateway.toml")
+def init(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Option(help="Name of this host, as mail servers see it.")] = None,
+    postmaster: Annotated[str | None, typer.Option(help="Mail address of the people who look after it.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder for the data.")] = None,
+    partner: Annotated[str | None, typer.Option(help="Short name of the clinic you exchange images with.")] = None,
+    address: Annotated[str | None, typer.Option(help="Its mail address.")] = None,
+    pacs: Annotated[str | None, typer.Option(metavar="HOST:PORT:AET", help="PACS that gets images from mail.")] = None,
+    door: Annotated[str | None, typer.Option(metavar="smtp|imap", help="How mail comes in.")] = None,
+    mailbox: Annotated[str | None, typer.Option(metavar="USER@HOST", help="The mailbox, with --door imap.")] = None,
+    peers: Annotated[str | None, typer.Option(metavar="NETWORK", help="Where the partner's mail comes from.")] = None,
+    relay: Annotated[str | None, typer.Option(metavar="HOST[:PORT]", help="Mail relay that takes our mail.")] = None,
+    sender: Annotated[str | None, typer.Option(help="Our mail address.")] = None,
+    relay_user: Annotated[str | None, typer.Option(help="User at the relay.")] = None,
+    title: Annotated[str | None, typer.Option(metavar="AET", help="AE title that modalities call to mail.")] = None,
+    modalities: Annotated[str | None, typer.Option(metavar="NETWORK", help="Where the modalities are.")] = None,
+    identity: Annotated[
+        str | None, typer.Option(metavar="self-signed|csr|none", help="Certificate to sign and decrypt with.")
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Write a first configuration from a few questions, and make an identity.
+
+    What no option answers is asked; without a terminal, options that have a default may be left out. Nothing that
+    exists is changed.
+    """
+    from datetime import UTC, datetime
+
+    from gateway import installation
+    from gateway.config import find
+
+    given = {
+        "name": name,
+        "postmaster": postmaster,
+        "data": data,
+        "partner": partner,
+        "address": address,
+        "pacs": pacs,
+        "door": door,
+        "mailbox": mailbox,
+        "peers": peers,
+        "relay": relay,
+        "sender": sender,
+        "relay-user": relay_user,
+        "title": title,
+        "modalities": modalities,
+        "identity": identity,
+    }
+    answers = installation.parse(_ask(given, installation.QUESTIONS))
+    made = installation.install(find(config or context.obj, os.environ), answers, datetime.now(UTC))
+    for path in made.written:
+        typer.echo(f"wrote {path}")
+    for number, step in enumerate(made.todo, 1):
+        typer.echo(f"{number}. {step}")
+
+
+def _ask(given: Mapping[str, str | None], questions: Sequence[Question]) -> dict[str, str]:
+    """Complete what was given by asking at the terminal, or with defaults where there is none."""
+    terminal = sys.stdin.isatty()
+    answers: dict[str, str] = {}
+    for question in questions:
+        answer = given[question.name]
+        if not question.asked(answers):
+            if answer:
+                raise UsageError(f"--{question.name} has no meaning with the other answers")
+            answer = ""
+        elif answer is None and terminal:
+            shown = f"{question.text} ({', '.join(question.choices)})" if question.choices else question.text
+            answer = typer.prompt(shown, default=question.default, show_default=bool(question.default))
+        elif answer is None:
+            if question.default is None:
+                raise UsageError(f"--{question.name} is missing", hint=question.text)
+            answer = question.default
+        if answer and question.choices and answer not in question.choices:
+            raise UsageError(f"--{question.name}: expected {' or '.join(question.choices)}")
+        answers[question.name] = answer
+    return answers
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -569,7 +654,6 @@ _UNBUILT: Final = (
     ("explain", "Tell in plain words where a study, an image or a mail is."),
     ("events", "List who sent what to whom, and who did what here."),
     ("partner", "Look at partners and import their certificates."),
-    ("init", "Write a first configuration."),
     ("backup", "Write a backup of ledger and spool."),
 )
 
