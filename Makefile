@@ -16,7 +16,7 @@ SOAK ?= kill
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test check format bench fuzz soak image lock peers clean
+.PHONY: help demo test check format bench fuzz soak docs image lock peers clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -49,6 +49,9 @@ fuzz: .venv/test  ## Throw damaged mail at every parser, ten minutes each or ARG
 
 soak: .venv/test peers  ## Mail from ten connections while the gateway is killed again and again; SOAK=night: a PACS away
 	PYTHONPATH=.:tests/peers $(BIN)/python tests/fault/$(SOAK).py $(ARGS)
+
+docs: .venv/test  ## Build the documentation as a site: build/docs/index.html
+	$(BIN)/python -m sphinx -q -W -b html docs build/docs
 
 image:  ## Build the container image
 	docker build --tag dicom-mail-gateway .

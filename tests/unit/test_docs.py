@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
@@ -11,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import config, metrics
+from gateway import cli, config, metrics
 from gateway.core import findings, status
 from gateway.edges import storescp
 from gateway.edges.smtp import Counters
@@ -151,3 +154,55 @@ def test_every_failure_of_a_protection_is_described_and_no_other() -> None:
 
     section = ERRORS.partition("## Protection\n")[2].partition("\n## ")[0]
     assert re.findall(r"^### (.+)$", section, re.MULTILINE) == [str(one) for one in Failure]
+
+
+def shown_commands() -> Iterator[tuple[str, str]]:
+    """Every `dicom-mail …` in a block of a page, by page."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            for line in re.findall(r"^(?:sudo -u \S+ )?dicom-mail (?!-gateway)(.*)$", block, re.MULTILINE):
+                yield page.name, line.partition("#")[0].strip()
+
+
+@pytest.mark.parametrize(("page", "command"), sorted(set(shown_commands())))
+def test_every_command_shown_is_one_the_program_understands(page: str, command: str) -> None:
+    """Its verb and its options exist. Nothing is run: what is asked for is its help."""
+    assert cli.perform([*shlex.split(command), "--help"]) == 0, page
+
+
+def test_every_deviation_that_is_let_pass_is_listed() -> None:
+    """As many lines for a module as it has marks, and no module without."""
+    marked: dict[str, int] = {}
+    for path in (ROOT / "gateway").rglob("*.py"):
+        if count := path.read_text(encoding="utf-8").count("QUIRK: "):
+            marked[str(path.relative_to(ROOT / "gateway"))] = count
+    listed: dict[str, int] = {}
+    for module in re.findall(
+        r"^\| `([\w/.]+)` \|", (ROOT / "docs/quirks.md").read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        listed[module] = listed.get(module, 0) + 1
+    assert listed == marked
+
+
+def test_every_page_has_its_place_in_the_site() -> None:
+    """None is written and never found."""
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```\{toctree\}\n(.*?)```", index, re.DOTALL)
+    named = {line for block in blocks for line in block.splitlines() if line[:1].isalpha()}
+    assert named == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+    readme = re.findall(r"\]\(docs/([\w-]+)\.md\)", README)
+    assert named == set(readme)
+
+
+def test_the_site_can_be_built(tmp_path: Path) -> None:
+    """`make docs`; every warning is an error."""
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", ROOT / "docs", tmp_path / "site"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (built.returncode, built.stderr) == (0, "")
+    assert (tmp_path / "site/operating.html").exists()
