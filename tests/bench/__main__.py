@@ -8,7 +8,17 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("acceptance", "reading", "sending", "forwarding", "creating", "footprint", "receiving", "outgoing")
+BENCHES = (
+    "acceptance",
+    "reading",
+    "sending",
+    "forwarding",
+    "creating",
+    "footprint",
+    "receiving",
+    "outgoing",
+    "sealing",
+)
 
 
 def main() -> int:
