@@ -67,7 +67,7 @@ class Gpgsm:
                     "--passphrase-fd",
                     "0",
                     "--faked-system-time",
-                    str(int(NOW.timestamp())),
+                    now,
                     *arguments,
                     *map(str, files),
                 ),
