@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NoReturn
+from typing import Final, NoReturn
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from gateway.errors import GatewayError
+
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What a certificate or a CRL raises that nobody can read, some when it is loaded and some when it is looked into."""
 
 
 class Failure(StrEnum):

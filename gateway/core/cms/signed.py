@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from gateway.core.cms import algorithms, ber
 from gateway.core.cms.algorithms import Algorithm, SigningKey
 from gateway.core.cms.ber import Node, Reader
-from gateway.core.cms.failure import Failure, ProtectionError, exceeded, malformed, unsupported
+from gateway.core.cms.failure import UNREADABLE, Failure, ProtectionError, exceeded, malformed, unsupported
 
 SIGNERS: Final = 16
 """Signatures that one message may carry."""
@@ -65,7 +65,7 @@ class Name:
             if self.key_identifier:
                 return hmac.compare_digest(self.key_identifier, key_identifier(certificate))
             return certificate.serial_number == self.serial and certificate.issuer.public_bytes() == self.issuer
-        except (ValueError, TypeError, x509.DuplicateExtension):
+        except UNREADABLE:
             return False
 
 
@@ -215,7 +215,7 @@ def load(der: bytes) -> x509.Certificate | None:
     try:
         certificate = x509.load_der_x509_certificate(der)
         certificate.issuer, certificate.subject, certificate.extensions  # noqa: B018  they are read late, and raise
-    except (ValueError, TypeError, UnsupportedAlgorithm, Warning, x509.DuplicateExtension):
+    except (*UNREADABLE, Warning):
         return None
     return certificate
 

@@ -30,7 +30,7 @@ from pyhanko_certvalidator.errors import (
 )
 
 from gateway.core.cms import algorithms
-from gateway.core.cms.failure import Failure, ProtectionError
+from gateway.core.cms.failure import UNREADABLE, Failure, ProtectionError
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ def check_leaf(certificate: x509.Certificate, now: datetime, purpose: Purpose) -
         key = algorithms.demand_strength(certificate.public_key())
         usages = _extension(certificate, x509.ExtendedKeyUsage)
         usage = _extension(certificate, x509.KeyUsage)
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
+    except UNREADABLE:
         raise ProtectionError(Failure.MALFORMED, "its certificate cannot be read") from None
     if usages is not None and _PURPOSES.isdisjoint(usages):
         raise ProtectionError(Failure.EXTENDED_KEY_USAGE, "its certificate is not for mail")
@@ -164,7 +164,7 @@ def addresses(certificate: x509.Certificate) -> tuple[str, ...]:
     try:
         names = _extension(certificate, x509.SubjectAlternativeName)
         old = certificate.subject.get_attributes_for_oid(NameOID.EMAIL_ADDRESS)
-    except (ValueError, x509.DuplicateExtension):
+    except UNREADABLE:
         return ()
     found = [] if names is None else names.get_values_for_type(x509.RFC822Name)
     return tuple(dict.fromkeys((*found, *(str(one.value) for one in old))))
@@ -305,7 +305,7 @@ def _covers(crl: x509.CertificateRevocationList, certificate: x509.Certificate) 
                 or (point.only_contains_user_certs and is_ca)
             ):
                 return False
-    except (ValueError, x509.DuplicateExtension):
+    except UNREADABLE:
         return False
     return True
 
