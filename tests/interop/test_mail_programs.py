@@ -24,7 +24,8 @@ BODY = b"Please have a look at these.\n\nFrom here on nothing is an image.\n.\n"
 def mutt(port: int, files: Sequence[Path], home: Path) -> list[str]:
     """Mutt guesses a type for each file and chooses the encoding."""
     (home / "muttrc").write_text(
-        f'set smtp_url="smtp://127.0.0.1:{port}/"\nset from="{SENDER}"\nset copy=no\nset ssl_starttls=no\nset ssl_force_tls=no\n'
+        f'set smtp_url="smtp://127.0.0.1:{port}/"\nset from="{SENDER}"\nset copy=no\n'
+        "set ssl_starttls=no\nset ssl_force_tls=no\n"
         f'set envelope_from_address="{SENDER}"\nset use_envelope_from=yes\nset hostname="clinic-a.test"\n'
     )
     attached = [word for file in files for word in ("-a", str(file))]
