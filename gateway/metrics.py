@@ -36,6 +36,7 @@ class Readings:
         heartbeat: Seconds since the epoch of the last look: an alarm watches that it moves.
         doors: By name, whether each is open.
         polls: Of the mailboxes.
+        certificates: By what each is for, when it runs out, in seconds since the epoch.
     """
 
     census: Census | None = None
@@ -43,6 +44,7 @@ class Readings:
     heartbeat: float = 0.0
     doors: dict[str, bool] = field(default_factory=dict)
     polls: list[Poll] = field(default_factory=list)
+    certificates: Mapping[str, float] = field(default_factory=dict)
 
 
 class LedgerCollector(Collector):
@@ -70,6 +72,8 @@ class LedgerCollector(Collector):
         )
         yield _gauge("disk_free_bytes", "Free space under the data folder.", [], [((), readings.free_bytes)])
         yield _gauge("door_open", "Whether a door is open.", ["door"], _named(readings.doors))
+        ends = "When a certificate runs out, since the epoch, by what it is for."
+        yield _gauge("certificate_expires_seconds", ends, ["certificate"], _named(readings.certificates))
         if readings.census is not None:
             yield from _of_the_ledger(readings.census)
         yield from _of_the_mailboxes(readings.polls)

@@ -20,7 +20,7 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import Connection, delete, insert, select
 
-from gateway import control, keys, logs, metrics, watchdog
+from gateway import control, keys, logs, metrics, partners, watchdog
 from gateway.config import ApplicationEntity, ClientTls, Configuration, advice, load, restart_needed
 from gateway.core import commitment, contexts, query, reader, transcode, unsealing
 from gateway.core.mailbox import State
@@ -75,6 +75,8 @@ REISSUE_EVERY: Final = timedelta(minutes=1)
 ASK_EVERY: Final = timedelta(minutes=1)
 PURGE_EVERY: Final = timedelta(hours=1)
 PROVE_EVERY: Final = timedelta(days=1)
+SURVEY_EVERY: Final = timedelta(hours=1)
+SEAL_EVERY: Final = timedelta(days=1)
 
 GRACE_AFTER_CRASH: Final = timedelta(seconds=3)
 """No send this soon after an unclean stop, so that a crash loop does not use up tries (R27)."""
@@ -355,6 +357,7 @@ class Service:
         found = await asyncio.to_thread(keys.load, configuration)
         for one in found.problems:
             log.error("certificate_unusable", key=one.key)
+        self._keys, self._survey_at_once = found, True
         return found.keyring
 
     async def _renew_keys(self) -> None:
@@ -363,6 +366,16 @@ class Service:
         if stamp != self._stamp:
             keyring = await self._load_keys(self.configuration)
             self._stamp, self.receive.keyring, self.compose.keyring = stamp, keyring, keyring
+
+    async def _survey(self, now: datetime, *, sealing: bool) -> None:
+        """Look what runs out, what cannot be used, and whether mail to each partner can be sealed."""
+        try:
+            found = await asyncio.to_thread(partners.survey, self.configuration, self._keys, now, sealing=sealing)
+        except Exception as error:  # noqa: BLE001  whatever a hostile certificate makes a library raise, all else goes on
+            log.error("survey_failed", exception=type(error).__name__)  # noqa: TRY400
+            return
+        await self.ledger.write(lambda c: partners.note(c, found, now))
+        self.readings.certificates = {one.subject: one.ends.timestamp() for one in found.lasting}
 
     async def _decode_instance(
         self, source: Span, transfer_syntax: str, targets: Sequence[str], out: Path
@@ -532,7 +545,7 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
     async def _look_around(self) -> None:
-        due = dict.fromkeys(("reissue", "ask", "purge", "prove"), datetime.now(UTC))
+        due = dict.fromkeys(("reissue", "ask", "purge", "prove", "survey", "seal"), datetime.now(UTC))
         due["prove"] += timedelta(minutes=5)
         due["ask"] += ASK_EVERY
         while True:
@@ -593,6 +606,12 @@ class Service:
             await self.janitor.sweep(now)
         if _is_due(due, "prove", now, PROVE_EVERY):
             await self.janitor.prove(now)
+        if self._survey_at_once:
+            self._survey_at_once = False
+            due["survey"] = due["seal"] = now
+        sealing = _is_due(due, "seal", now, SEAL_EVERY)
+        if _is_due(due, "survey", now, SURVEY_EVERY) or sealing:
+            await self._survey(now, sealing=sealing)
 
     # What a person asks of the running daemon
 
@@ -600,6 +619,8 @@ class Service:
         if verb == "send":
             paths = [Path(path) for path in arguments["files"]]
             return {"reasons": await self.compose.take_files(arguments["partner"], paths, who)}
+        if verb in partners.CHANGES:
+            return await self._change_partner(verb, arguments, who)
         name = arguments.get("ae")
         if name is not None and name not in self.configuration.ae:
             raise GatewayError(
@@ -610,6 +631,14 @@ class Service:
             await asyncio.to_thread(self.spool.remove, blob)
         log.info("operator", verb=verb, id=arguments.get("id"))
         return await self.ledger.read(lambda c: control.describe(c, arguments))
+
+    async def _change_partner(self, verb: str, arguments: Mapping[str, Any], who: str) -> dict[str, Any]:
+        now = datetime.now(UTC)
+        change = await asyncio.to_thread(partners.prepare, self.configuration, verb, arguments, now)
+        await self.ledger.write(lambda c: change.make(c, who, now))
+        await self._renew_keys()
+        log.info("operator", verb=verb, partner=arguments["partner"])
+        return await asyncio.to_thread(partners.description, self.configuration, arguments["partner"], now)
 
     async def _reload(self) -> None:
         """Take over routes, partners, destinations, certificates and users; a bad file changes nothing (R32)."""

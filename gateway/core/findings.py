@@ -38,6 +38,11 @@ CODES: Final[dict[str, Code]] = {
         "No CRL tells whether the signer's certificate is revoked; smime.revocation lets that pass.",
         "See that a current CRL of the issuer lies in smime.crls.",
     ),
+    "signer-certificate-overdue": Code(
+        _WARNING,
+        "The signer's certificate has run out; a person lets it count for some days.",
+        "Ask the partner for its new certificate, and import it with dicom-mail partner import.",
+    ),
     # the message and its parts
     "too-many-parts": Code(
         _ERROR, "The message has more parts than the limit allows.", "Raise limits.parts or ask for several mails."

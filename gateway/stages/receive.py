@@ -38,6 +38,7 @@ from gateway.model import (
     Digest,
     Direction,
     Envelope,
+    Finding,
     Fragment,
     Header,
     Instance,
@@ -258,10 +259,13 @@ def _make_anew(folder: Path) -> None:
 
 
 def _remark(reading: Reading, protection: Protection) -> Reading:
-    """Say that nobody knows whether the signer is revoked, where the policy lets that pass."""
-    if protection.revocation != "unknown":
-        return reading
-    return replace(reading, findings=(finding("signer-may-be-revoked"), *reading.findings))
+    """Say what a person or the policy lets pass: a certificate that has run out, or may be revoked."""
+    remarks: tuple[Finding, ...] = ()
+    if protection.revocation == "unknown":
+        remarks += (finding("signer-may-be-revoked"),)
+    if protection.overdue:
+        remarks += (finding("signer-certificate-overdue"),)
+    return replace(reading, findings=(*remarks, *reading.findings)) if remarks else reading
 
 
 class Receive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -9,6 +10,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import pkcs7
 
 from gateway.core.cms import trust
 from gateway.core.cms.algorithms import SigningKey
@@ -20,19 +22,17 @@ MOST: Final = 1000
 """Certificates that one file may hold."""
 
 _PEM: Final = b"-----BEGIN "
+_PKCS7: Final = b"-----BEGIN PKCS7-----"
 
 
 def certificates(block: bytes) -> tuple[x509.Certificate, ...]:
-    """Read the certificates of a file, PEM or DER.
+    """Read the certificates of a file: PEM, DER, or PKCS #7 in one of them.
 
     Raises:
         ConfigurationError: It holds none, or one that cannot be read.
     """
     try:
-        if _PEM in block:
-            found = tuple(x509.load_pem_x509_certificates(block))
-        else:
-            found = (x509.load_der_x509_certificate(block),)
+        found = tuple(_certificates(block))
         for one in found:
             _ = one.extensions, one.subject, one.issuer  # read late, and hostile ones fail only then
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
@@ -40,6 +40,17 @@ def certificates(block: bytes) -> tuple[x509.Certificate, ...]:
     if not found or len(found) > MOST:
         raise ConfigurationError("holds no certificate that can be read")
     return found
+
+
+def _certificates(block: bytes) -> Sequence[x509.Certificate]:
+    if _PKCS7 in block:
+        return pkcs7.load_pem_pkcs7_certificates(block)
+    if _PEM in block:
+        return x509.load_pem_x509_certificates(block)
+    try:
+        return [x509.load_der_x509_certificate(block)]
+    except ValueError:
+        return pkcs7.load_der_pkcs7_certificates(block)
 
 
 def revocations(block: bytes) -> x509.CertificateRevocationList:
@@ -106,11 +117,12 @@ def _serves(certificate: x509.Certificate, now: datetime, purpose: trust.Purpose
 
 def partner(found: tuple[x509.Certificate, ...], now: datetime) -> x509.Certificate | None:
     """Choose the certificate of a partner: the newest valid one that is no authority's; else the first of them."""
-    leaves = [one for one in found if not _is_authority(one)]
+    leaves = [one for one in found if not is_authority(one)]
     return trust.newest(leaves, now) or next(iter(leaves), None)
 
 
-def _is_authority(certificate: x509.Certificate) -> bool:
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Whether a certificate is an authority's (RFC 5280 §4.2.1.9)."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:

@@ -7,6 +7,7 @@ that cryptography reads: a large CRL takes milliseconds, and a pool of hostile o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -48,6 +49,19 @@ _KNOWN_CRL_EXTENSIONS: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Overdue:
+    """A key whose certificate a person lets count for some days after it has run out.
+
+    Attributes:
+        key: As ``key_of`` names it: another key is not meant, whoever has it certified.
+        until: When that ends.
+    """
+
+    key: str
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Trust:
     """Whom the hospital trusts.
 
@@ -57,6 +71,7 @@ class Trust:
         crls: Every CRL at hand.
         revocation: ``soft``, ``hard`` or ``off``.
         grace: How long past its nextUpdate a CRL still counts.
+        overdue: Keys whose certificates count although they have run out.
     """
 
     anchors: tuple[x509.Certificate, ...]
@@ -64,6 +79,7 @@ class Trust:
     crls: tuple[x509.CertificateRevocationList, ...] = ()
     revocation: str = "soft"
     grace: timedelta = timedelta(days=7)
+    overdue: tuple[Overdue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +89,12 @@ class Standing:
     Attributes:
         path: From the anchor to it.
         revocation: ``unknown`` where no CRL tells; ``unchecked`` where nobody asked, or it is its own anchor.
+        overdue: It has run out, and a person lets it count.
     """
 
     path: tuple[x509.Certificate, ...]
     revocation: Revocation
+    overdue: bool = False
 
 
 def check(
@@ -101,21 +119,36 @@ def check(
     Raises:
         ProtectionError: It does not count, or whether it is revoked is unknown under ``hard``.
     """
-    check_leaf(certificate, now, purpose)
+    moment = _moment(certificate, trust, now)
+    overdue = moment != now
+    check_leaf(certificate, moment, purpose)
     try:
-        path = _path(certificate, bag, trust, now)
+        path = _path(certificate, bag, trust, moment)
     except ProtectionError as error:
         if not pinned or error.code is not Failure.UNTRUSTED_ISSUER:
             raise
         path = (certificate,)
     if trust.revocation == "off" or len(path) == 1:
-        return Standing(path, "unchecked")
+        return Standing(path, "unchecked", overdue)
     states = [_revocation(one, issuer, trust, now) for issuer, one in pairwise(path)]
     if "unknown" not in states:
-        return Standing(path, "good")
+        return Standing(path, "good", overdue)
     if trust.revocation == "hard":
         raise ProtectionError(Failure.REVOCATION_UNKNOWN, "whether its certificate is revoked is not known")
-    return Standing(path, "unknown")
+    return Standing(path, "unknown", overdue)
+
+
+def key_of(certificate: x509.Certificate) -> str:
+    """Name the key of a certificate: SHA-256 of its SubjectPublicKeyInfo, in hexadecimal."""
+    return hashlib.sha256(_key(certificate)).hexdigest()
+
+
+def _moment(certificate: x509.Certificate, trust: Trust, now: datetime) -> datetime:
+    """The moment at which dates are looked at: the last good one of a certificate that a person lets count."""
+    ended = certificate.not_valid_after_utc
+    if now > ended and any(now <= one.until and one.key == key_of(certificate) for one in trust.overdue):
+        return ended
+    return now
 
 
 # The certificate itself
@@ -185,8 +218,44 @@ def _path(
         raise ProtectionError(Failure.UNTRUSTED_ISSUER, "no anchor is configured")
     others = _on_the_way(certificate, (*trust.intermediates, *bag))
     try:
+        path = _build(certificate, others, trust.anchors, now)
+    except ProtectionError as error:
+        if error.code is not Failure.MALFORMED:
+            raise
+        path = _build_apart(certificate, others, trust.anchors, now, error)
+    for issuer in path[:-1]:  # every certificate that comes this far could be read
+        usages = _extension(issuer, x509.ExtendedKeyUsage)
+        if usages is not None and _PURPOSES.isdisjoint(usages):
+            raise ProtectionError(Failure.EXTENDED_KEY_USAGE, "one of its issuers is not for mail")
+    return path
+
+
+def _build_apart(
+    certificate: x509.Certificate,
+    others: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    now: datetime,
+    error: ProtectionError,
+) -> tuple[x509.Certificate, ...]:
+    """Try the anchors that a path could begin at one by one: a hostile one must not spoil the others."""
+    names = {one.issuer for one in (certificate, *others)}
+    for anchor in [one for one in anchors if one.subject in names][:INTERMEDIATES]:
+        try:
+            return _build(certificate, others, (anchor,), now)
+        except ProtectionError:
+            continue
+    raise error
+
+
+def _build(
+    certificate: x509.Certificate,
+    others: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    now: datetime,
+) -> tuple[x509.Certificate, ...]:
+    try:
         context = ValidationContext(
-            trust_roots=[_load(one) for one in trust.anchors],
+            trust_roots=[_load(one) for one in anchors],
             other_certs=[_load(one) for one in others],
             moment=now,
             allow_fetching=False,
@@ -194,7 +263,7 @@ def _path(
             weak_hash_algos={"md2", "md5", "sha1"},
         )
         found = _finish(CertificateValidator(_load(certificate), validation_context=context).async_validate_path())
-        path = tuple(x509.load_der_x509_certificate(one.dump()) for one in found.iter_certs(include_root=True))
+        return tuple(x509.load_der_x509_certificate(one.dump()) for one in found.iter_certs(include_root=True))
     except ExpiredError:
         raise ProtectionError(Failure.CERTIFICATE_EXPIRED, "a certificate of its issuers has run out") from None
     except NotYetValidError:
@@ -204,11 +273,6 @@ def _path(
     except (ValueError, TypeError, KeyError, AttributeError, UnsupportedAlgorithm, RecursionError):
         # Hostile certificates make the library under certvalidator raise all of these.
         raise ProtectionError(Failure.MALFORMED, "its certificate cannot be read") from None
-    for issuer in path[:-1]:  # every certificate that comes this far could be read
-        usages = _extension(issuer, x509.ExtendedKeyUsage)
-        if usages is not None and _PURPOSES.isdisjoint(usages):
-            raise ProtectionError(Failure.EXTENDED_KEY_USAGE, "one of its issuers is not for mail")
-    return path
 
 
 def _on_the_way(certificate: x509.Certificate, pool: Iterable[x509.Certificate]) -> list[x509.Certificate]:

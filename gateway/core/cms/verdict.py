@@ -52,6 +52,7 @@ class Verdict:
         code: Why it does not count; None when nothing is wrong.
         repaired: The signature fits with the line ends that a relay took away.
         others: Why further signatures do not count, beside the one that does.
+        overdue: The certificate has run out, and a person lets it count.
     """
 
     encrypted: bool = False
@@ -63,6 +64,7 @@ class Verdict:
     code: Failure | None = None
     repaired: bool = False
     others: tuple[Failure, ...] = ()
+    overdue: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ def judge(opened: Opened, expected: Expected, anchors: Trust, now: datetime) -> 
         revocation=standing.revocation,
         repaired=any(layer.repaired for layer in opened.layers),
         others=tuple(failures),
+        overdue=standing.overdue,
     )
 
 
