@@ -7,7 +7,13 @@ from collections.abc import Callable
 import pki
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed448
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    pkcs7,
+)
 from pki import DAY, NOW, Holder
 
 from gateway.core.cms import keyring
@@ -97,3 +103,11 @@ def test_the_certificate_of_a_partner_is_no_authoritys() -> None:
     assert keyring.partner(found[:2], NOW) == past.certificate
     assert keyring.partner(found[:1], NOW) is None
     assert keyring.partner((plain.certificate,), NOW) == plain.certificate
+
+
+@pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+def test_certificates_in_pkcs7_are_read_too(encoding: Encoding) -> None:
+    """What Windows and many authorities export (.p7b)."""
+    both = [pki.leaf().certificate, pki.issuing().certificate]
+    found = keyring.certificates(pkcs7.serialize_certificates(both, encoding))
+    assert set(found) == set(both)
