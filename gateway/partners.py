@@ -171,8 +171,7 @@ def trial(configuration: Configuration, name: str, now: datetime) -> Document:
     """
     partner, ring = _demand_partner(configuration, name), keys.load(configuration).keyring
     shown = description(configuration, name, now)
-    outward = {"used": _is_mailed_to(configuration, name) or shown["certificate"] is not None}
-    outward |= _outward(ring, name, partner, now)
+    outward = {"used": configuration.relay is not None, **_outward(ring, name, partner, now)}
     inward = {"used": _may_come_in(configuration, name, partner), **_inward(ring, name, partner, now)}
     good = all(one["ok"] or not one["used"] for one in (outward, inward))
     return {"partner": name, "ok": good, "out": outward, "in": inward, "certificate": shown["certificate"]}

@@ -484,7 +484,8 @@ class Receive:
         draft.discard()
         if found.held is Failure.REVOCATION_UNKNOWN and now < row.received_at + PATIENCE:
             return now + ASK_AGAIN
-        await self._hold(row.id, found.held, f"its protection does not hold: {found.held}", found.verdict)
+        why = ", ".join(dict.fromkeys((found.held, *found.verdict.others)))
+        await self._hold(row.id, found.held, f"its protection does not hold: {why}", found.verdict)
         return None
 
     # Fragments

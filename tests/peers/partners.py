@@ -71,11 +71,11 @@ def sign(entity: bytes, signer: Holder, folder: Path) -> bytes:
     return openssl("cms", "-sign", "-md", "sha256", "-binary", *words).replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
-def encrypt(entity: bytes, recipient: x509.Certificate, folder: Path) -> bytes:
-    """Encrypt an entity as OpenSSL does, by AES-256-CBC."""
+def encrypt(entity: bytes, recipient: x509.Certificate, folder: Path, cipher: str = "-aes-256-gcm") -> bytes:
+    """Encrypt an entity as OpenSSL does."""
     (folder / "entity").write_bytes(entity)
     (folder / "recipient.pem").write_bytes(recipient.public_bytes(Encoding.PEM))
-    words = ("-aes256", "-binary", "-in", folder / "entity", folder / "recipient.pem")
+    words = (cipher, "-binary", "-in", folder / "entity", folder / "recipient.pem")
     return openssl("cms", "-encrypt", *words).replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 

@@ -111,3 +111,11 @@ def test_certificates_in_pkcs7_are_read_too(encoding: Encoding) -> None:
     both = [pki.leaf().certificate, pki.issuing().certificate]
     found = keyring.certificates(pkcs7.serialize_certificates(both, encoding))
     assert set(found) == set(both)
+
+
+def test_other_cms_is_no_file_of_certificates() -> None:
+    """Encrypted, or cut off."""
+    other = pkcs7.serialize_certificates([pki.leaf().certificate], Encoding.DER).replace(b"\x07\x02", b"\x07\x03", 1)
+    for block in (other, other[:-20]):
+        with pytest.raises(ConfigurationError, match="no certificate"):
+            keyring.certificates(block)

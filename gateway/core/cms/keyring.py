@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
@@ -10,11 +12,11 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import pkcs7
 
-from gateway.core.cms import trust
+from gateway.core.cms import algorithms, ber, signed, trust
 from gateway.core.cms.algorithms import SigningKey
-from gateway.core.cms.failure import ProtectionError
+from gateway.core.cms.ber import Reader
+from gateway.core.cms.failure import ProtectionError, malformed
 from gateway.core.cms.signed import Identity
 from gateway.errors import ConfigurationError
 
@@ -22,7 +24,7 @@ MOST: Final = 1000
 """Certificates that one file may hold."""
 
 _PEM: Final = b"-----BEGIN "
-_PKCS7: Final = b"-----BEGIN PKCS7-----"
+_PKCS7: Final = re.compile(rb"-----BEGIN (?:PKCS7|CMS)-----([^-]+)-----END")
 
 
 def certificates(block: bytes) -> tuple[x509.Certificate, ...]:
@@ -35,7 +37,7 @@ def certificates(block: bytes) -> tuple[x509.Certificate, ...]:
         found = tuple(_certificates(block))
         for one in found:
             _ = one.extensions, one.subject, one.issuer  # read late, and hostile ones fail only then
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, ProtectionError):
         raise ConfigurationError("holds no certificate that can be read") from None
     if not found or len(found) > MOST:
         raise ConfigurationError("holds no certificate that can be read")
@@ -43,14 +45,26 @@ def certificates(block: bytes) -> tuple[x509.Certificate, ...]:
 
 
 def _certificates(block: bytes) -> Sequence[x509.Certificate]:
-    if _PKCS7 in block:
-        return pkcs7.load_pem_pkcs7_certificates(block)
+    match = _PKCS7.search(block)
+    if match is not None:
+        return _bag(base64.b64decode(match[1]))
     if _PEM in block:
         return x509.load_pem_x509_certificates(block)
     try:
         return [x509.load_der_x509_certificate(block)]
     except ValueError:
-        return pkcs7.load_der_pkcs7_certificates(block)
+        return _bag(block)
+
+
+def _bag(block: bytes) -> Sequence[x509.Certificate]:
+    """Read the certificates of a SignedData without a signature (RFC 5652 §5.1, RFC 8551 §3.8)."""
+    blocks = iter((block,))
+    reader = Reader(lambda _: next(blocks, b""))
+    reader.enter(ber.SEQUENCE)
+    if ber.oid(reader.node(ber.OBJECT_IDENTIFIER)) != algorithms.SIGNED_DATA:
+        malformed("it holds something else")
+    reader.enter(ber.context(0))
+    return signed.read(reader, (), lambda _: None).certificates
 
 
 def revocations(block: bytes) -> x509.CertificateRevocationList:

@@ -247,6 +247,13 @@ def _build_apart(
     raise error
 
 
+_WHATEVER: Final = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NameError, NotImplementedError),
+    *(RecursionError, TypeError, ValueError, UnsupportedAlgorithm),
+)
+"""Hostile certificates make the library under certvalidator raise all of these."""
+
+
 def _build(
     certificate: x509.Certificate,
     others: Sequence[x509.Certificate],
@@ -270,8 +277,7 @@ def _build(
         raise ProtectionError(Failure.CERTIFICATE_NOT_YET_VALID, "one of its issuers is not yet valid") from None
     except (PathBuildingError, PathValidationError, PathError, ValidationError):
         raise ProtectionError(Failure.UNTRUSTED_ISSUER, "its certificate leads to nobody who is trusted") from None
-    except (ValueError, TypeError, KeyError, AttributeError, UnsupportedAlgorithm, RecursionError):
-        # Hostile certificates make the library under certvalidator raise all of these.
+    except _WHATEVER:
         raise ProtectionError(Failure.MALFORMED, "its certificate cannot be read") from None
 
 

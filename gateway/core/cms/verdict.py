@@ -51,7 +51,7 @@ class Verdict:
         revocation: What is known of that: ``good``, ``unknown`` or ``unchecked``; else None.
         code: Why it does not count; None when nothing is wrong.
         repaired: The signature fits with the line ends that a relay took away.
-        others: Why further signatures do not count, beside the one that does.
+        others: Why further signatures do not count, beside the one that does; or those inside of CBC, when none does.
         overdue: The certificate has run out, and a person lets it count.
     """
 
@@ -108,7 +108,9 @@ def judge(opened: Opened, expected: Expected, anchors: Trust, now: datetime) -> 
     if code is None and good and not _names(opened.protected, expected.sender):
         code = Failure.SENDER_ADDRESS_MISMATCH
     if code is not None or not good:
-        return Verdict(opened.encrypted, opened.signed, code=code)
+        # What is wrong with the signature inside is why CBC is not believed: a person can mend that.
+        others = tuple(failures) if code is Failure.CBC_WITHOUT_INNER_SIGNATURE else ()
+        return Verdict(opened.encrypted, opened.signed, code=code, others=others)
     _, signature, standing = good[-1]
     assert signature.certificate is not None
     named = trust.addresses(signature.certificate)
