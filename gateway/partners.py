@@ -51,6 +51,8 @@ LONGEST: Final = 1 << 20
 LONGEST_CHAIN: Final = 48 << 10
 """Bytes of what is imported: a certificate and those of its issuers, as PEM."""
 
+_ITEM: Final = re.compile(r"in-[\w-]+", re.ASCII)
+
 Document = dict[str, Any]
 
 
@@ -383,7 +385,7 @@ def offer(configuration: Configuration, name: str, source: str, now: datetime) -
 
 def _place(configuration: Configuration, source: str) -> Path:
     path = Path(source)
-    if re.fullmatch(r"in-[\w-]+", source) and not path.exists():
+    if _ITEM.fullmatch(source) and not path.exists():
         return Path(control.call(configuration, "original", id=source)["path"])
     if not path.is_file():
         raise UsageError(f"there is no file {source}")
@@ -565,8 +567,9 @@ def _import(configuration: Configuration, name: str, pem: str, source: str, now:
     ring = keys.load(configuration).keyring
     chosen = _choose(keyring.certificates(pem.encode("ascii", "replace")), name, partner, ring, now)
     one = chosen.certificate
+    origin = source if _ITEM.fullmatch(source) else "a file"  # people name files after patients
     text = (
-        f"the certificate of {name} was imported from {Path(source).name}: SHA-256 {fingerprint(one)}, "
+        f"the certificate of {name} was imported from {origin}: SHA-256 {fingerprint(one)}, "
         f"valid until {one.not_valid_after_utc:%Y-%m-%d}"
     )
     path = keys.imported(configuration, name)
