@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from gateway.config import Advice, Configuration
-from gateway.core.cms import keyring
+from gateway.core.cms import keyring, revocation, trust
+from gateway.core.cms.failure import ProtectionError
+from gateway.core.cms.revocation import Coverage, Source, State
 from gateway.core.cms.signed import Identity
 from gateway.core.cms.trust import Trust
 from gateway.core.unsealing import Keyring, Store, der
+from gateway.edges.revocation import LONGEST as LONGEST_CRL
+from gateway.edges.revocation import remembered
 from gateway.errors import ConfigurationError
 from gateway.stages.compose import UnprotectedError, protect
 
 LONGEST: Final = 1 << 20
 """Bytes of a file with certificates."""
-
-LONGEST_CRL: Final = 32 << 20
-"""Bytes of a CRL: a big authority's has some hundred thousand entries."""
 
 MOST_FILES: Final = 200
 """Files of a folder that are read."""
@@ -63,10 +65,10 @@ def load(configuration: Configuration) -> Keys:
         except ConfigurationError as error:
             problems.append(_problem(f"smime.identities[{number}]", f"{one.certificate} cannot be used: {error.text}"))
     anchors = tuple(dict.fromkeys(_anchors(settings.trust, problems)))
-    crls = tuple(_crls(settings.crls, problems))
+    crls = tuple(one for folder in _crl_folders(configuration) for one in _crls(folder, problems))
     others = (one for found in (*certificates.values(), *(each.chain for each in identities)) for one in found)
     intermediates = tuple(dict.fromkeys(others))
-    trust = Trust(anchors, intermediates, crls, settings.revocation, settings.crl_grace)
+    known = Trust(anchors, intermediates, crls, settings.revocation, settings.crl_grace)
     store = Store(
         tuple(pairs),
         tuple(map(der, anchors)),
@@ -75,15 +77,25 @@ def load(configuration: Configuration) -> Keys:
         settings.revocation,
         settings.crl_grace,
     )
-    return Keys(Keyring(store, tuple(identities), trust, certificates), tuple(problems))
+    return Keys(Keyring(store, tuple(identities), known, certificates), tuple(problems))
 
 
 def stamp(configuration: Configuration) -> Stamp:
     """Tell one state of the folders with anchors, CRLs and imported certificates from another. Blocks."""
     folders = [configuration.gateway.data / "partners"]
     if configuration.smime is not None:
-        folders += [configuration.smime.trust, configuration.smime.crls]
+        folders += [configuration.smime.trust, *_crl_folders(configuration)]
     return tuple(_stamps(folders))
+
+
+def fetched(configuration: Configuration) -> Path:
+    """The folder with the CRLs that were fetched."""
+    return configuration.gateway.data / "crls"
+
+
+def _crl_folders(configuration: Configuration) -> list[Path]:
+    assert configuration.smime is not None
+    return list(dict.fromkeys((configuration.smime.crls, fetched(configuration))))
 
 
 def _stamps(folders: list[Path]) -> Iterator[tuple[str, int, int]]:
@@ -162,6 +174,9 @@ def review(configuration: Configuration, now: datetime) -> Iterator[Advice]:
     if configuration.smime is not None and not ring.trust.anchors:
         what = f"{configuration.smime.trust} holds no anchor: only pinned certificates count"
         yield Advice("warning", what, "put the certificates of the authorities there", "smime.trust")
+    yield from _unfresh(configuration, ring, now)
+    if (own := keyring.signer(ring.identities, now)) is not None and keyring.is_revoked(own, ring.trust, now):
+        yield Advice("problem", "our certificate is revoked: nothing is signed", "get a new one", "smime.identities")
     for key, certificate in _in_use(configuration, ring, now):
         days = (certificate.not_valid_after_utc - now).days
         if days < 0:
@@ -174,6 +189,50 @@ def review(configuration: Configuration, now: datetime) -> Iterator[Advice]:
         except UnprotectedError as error:
             do = "put it right and reload; until then its mail is held"
             yield Advice("problem", error.text, do, f"partner.{name}.send")
+
+
+def sources(ring: Keyring, now: datetime) -> tuple[Source, ...]:
+    """Where the CRLs about our certificates and those of partners are to be had. Blocks: it looks for paths."""
+    found: dict[Source, None] = {}
+    chains = [(one.certificate, one.chain) for one in ring.identities]
+    chains += [(one, ()) for some in ring.partners.values() for one in some if not trust.is_authority(one)]
+    for certificate, chain in chains:
+        with contextlib.suppress(ProtectionError):
+            path = trust.find_path(certificate, chain, ring.trust, now)
+            found |= dict.fromkeys(revocation.sources(path))
+    return tuple(found)
+
+
+def _unfresh(configuration: Configuration, ring: Keyring, now: datetime) -> Iterator[Advice]:
+    """Say of which issuer no CRL tells anything now, or will not for long."""
+    settings = configuration.smime
+    if settings is None or settings.revocation == "off":
+        return
+    some = (*sources(ring, now), *remembered(fetched(configuration)))
+    for one in revocation.coverage(some, ring.trust, now):
+        if one.state is State.FRESH:
+            continue
+        level: Literal["problem", "warning"] = "warning"
+        if settings.revocation == "hard" and not one.state.counts:
+            level = "problem"
+        yield Advice(level, _staleness(one, settings.crl_grace), _remedy(one, settings.crl_hosts), "smime.crls")
+
+
+def _staleness(one: Coverage, grace: timedelta) -> str:
+    if one.until is None:
+        return f"no CRL of {one.issuer} is at hand: nobody knows whether its certificates are revoked"
+    if one.state is State.STALE:
+        return f"the CRL of {one.issuer} ended on {one.until:%Y-%m-%d} and counts until {one.until + grace:%Y-%m-%d}"
+    return f"the CRL of {one.issuer} ended on {one.until:%Y-%m-%d} and counts no more"
+
+
+def _remedy(one: Coverage, hosts: tuple[str, ...]) -> str:
+    named = dict.fromkeys(each.host for each in one.sources if each.host)
+    asked = [each.host for each in one.sources if each.is_allowed(hosts)]
+    if asked:
+        return f"see that {asked[0]} can be reached from here: the running gateway fetches it"
+    put = "put its CRL into the folder smime.crls"
+    return f"add {next(iter(named))} to smime.crl_hosts, or {put}" if named else put
 
 
 def _in_use(configuration: Configuration, ring: Keyring, now: datetime) -> Iterator[tuple[str, x509.Certificate]]:

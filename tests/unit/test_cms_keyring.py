@@ -12,6 +12,7 @@ from pki import DAY, NOW, Holder
 
 from gateway.core.cms import keyring
 from gateway.core.cms.signed import Identity
+from gateway.core.cms.trust import Trust
 from gateway.errors import ConfigurationError
 
 
@@ -97,3 +98,13 @@ def test_the_certificate_of_a_partner_is_no_authoritys() -> None:
     assert keyring.partner(found[:2], NOW) == past.certificate
     assert keyring.partner(found[:1], NOW) is None
     assert keyring.partner((plain.certificate,), NOW) == plain.certificate
+
+
+def test_an_identity_is_revoked_when_a_crl_says_so() -> None:
+    """Nobody would take what it signs; what nobody knows, or that it leads to no anchor of ours, does not stop it."""
+    anna, issuing = pki.leaf(), pki.issuing()
+    identity = Identity(anna.key, anna.certificate, (issuing.certificate,))
+    crl = pki.revocations(issuing, anna.certificate)
+    for crls, mode, expected in (((crl,), "soft", True), ((), "soft", False), ((), "hard", False)):
+        assert keyring.is_revoked(identity, Trust((pki.root().certificate,), (), crls, mode), NOW) is expected
+    assert not keyring.is_revoked(identity, Trust(()), NOW)
