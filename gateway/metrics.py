@@ -76,8 +76,7 @@ class LedgerCollector(Collector):
         if readings.census is not None:
             yield from _of_the_ledger(readings.census)
         yield from _of_the_mailboxes(readings.polls)
-        if readings.freshness is not None:
-            yield from _of_the_crls(readings.freshness)
+        yield from _of_the_crls(readings.freshness)
         counters = self._counters()
         if counters is not None:
             yield from _of_the_door(counters)
@@ -138,15 +137,14 @@ def _of_the_mailboxes(polls: Sequence[Poll]) -> Iterable[Metric]:
     yield count("mailbox_fetched_bytes", "Bytes of mails that were fetched.", lambda one: one.counters.bytes)
 
 
-def _of_the_crls(freshness: Freshness) -> Iterable[Metric]:
-    covers = freshness.coverage
+def _of_the_crls(freshness: Freshness | None) -> Iterable[Metric]:
+    covers, asked = (freshness.coverage, freshness.asked) if freshness is not None else ((), ())
     good = [((one.issuer, str(one.state)), float(one.state.counts)) for one in covers]
     yield _gauge("crl_counts", "Whether a CRL of an issuer tells anything now.", ["issuer", "state"], good)
     ends = [((one.issuer,), one.until.timestamp()) for one in covers if one.until is not None]
     yield _gauge("crl_next_update_seconds", "When the CRL of an issuer ends, since the epoch.", ["issuer"], ends)
     faults = [
-        ((one.source.host, one.source.name[:8], str(one.fault or "ok")), float(one.fault is None))
-        for one in freshness.asked
+        ((one.source.host, one.source.name[:8], str(one.fault or "ok")), float(one.fault is None)) for one in asked
     ]
     yield _gauge("crl_fetched", "Whether the last question for a CRL went well.", ["host", "crl", "state"], faults)
 
