@@ -16,12 +16,12 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final, Literal, Protocol
 
 import structlog
 from sqlalchemy import Connection
@@ -431,6 +431,7 @@ class Compose:
             headers=partner.headers,
             format=partner.format,
             multipart=partner.multipart,
+            protected=_HEADER_PROTECTION[partner.send],
         )
         if partner.text is None:
             return letter
@@ -492,6 +493,13 @@ NO_RELAY: Final = "no-relay"
 NO_ADDRESS: Final = "no-address"
 NO_IDENTITY: Final = "no-identity"
 NO_CERTIFICATE: Final = "no-certificate"
+
+
+_HEADER_PROTECTION: Final[Mapping[str, Literal["", "clear", "cipher"]]] = {
+    "plain": "",
+    "signed": "clear",
+    "signed+encrypted": "cipher",
+}
 
 
 class UnprotectedError(GatewayError):
