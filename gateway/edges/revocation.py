@@ -139,11 +139,15 @@ class CrlFetcher:
                 await self._keep(replace(known, wanted=now) if known else Record(one, now))
 
     async def fetch(self, sources: Iterable[Source]) -> bool:
-        """Ask these now, but for those that were asked a while ago; tell whether a new CRL came."""
+        """Ask these, when their time has come and they did not fail; tell whether a new CRL came.
+
+        For what failed nobody waits: ``renew`` asks it again, and a host that hangs delays mail once.
+        """
         now = self.clock()
         wanted = list(dict.fromkeys(sources))
         await self.learn(wanted, now)
-        return await self._ask_all([one.name for one in wanted if one.name in self.records], now)
+        known = [self.records[one.name] for one in wanted if one.name in self.records]
+        return await self._ask_all([one.source.name for one in known if not one.failures], now)
 
     async def renew(self) -> bool:
         """Ask all whose time has come, and forget those that nobody needs; tell whether a new CRL came."""

@@ -154,18 +154,20 @@ async def test_a_server_that_is_not_there_is_left_alone_for_a_growing_while(fetc
     with CrlServer() as gone:
         source = of(gone.url("/one.crl"))
     waits = []
-    for _ in range(3):
-        assert not await fetcher.fetch([source])
+    for count in range(3):
+        assert not await (fetcher.renew() if count else fetcher.fetch([source]))
         due = fetcher.records[source.name].due
         assert due is not None
         waits.append(due - clock.now)
         assert not await fetcher.fetch([source])
         assert fetcher.records[source.name].failures == len(waits)
         clock.now = due
+        assert not await fetcher.fetch([source])  # for what failed no mail waits
+        assert fetcher.records[source.name].failures == len(waits)
     assert waits == [revocation.after_failure(number, 0.5) for number in (1, 2, 3)]
     assert fault(fetcher, source) is Fault.UNREACHABLE
     clock.now -= timedelta(days=400)
-    assert not await fetcher.fetch([source])
+    assert not await fetcher.renew()
     assert fetcher.records[source.name].failures == 4
 
 
