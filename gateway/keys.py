@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -18,19 +19,20 @@ from pydantic import BaseModel
 
 from gateway.config import Advice, Configuration
 from gateway.core import expiry
-from gateway.core.cms import keyring
+from gateway.core.cms import keyring, revocation, trust
+from gateway.core.cms.failure import ProtectionError
+from gateway.core.cms.revocation import Coverage, Source, State
 from gateway.core.cms.signed import Identity
 from gateway.core.cms.trust import Overdue, Trust
 from gateway.core.expiry import Lasting
 from gateway.core.unsealing import Keyring, Store, der
+from gateway.edges.revocation import LONGEST as LONGEST_CRL
+from gateway.edges.revocation import remembered
 from gateway.errors import ConfigurationError
 from gateway.stages.compose import UnprotectedError, protect
 
 LONGEST: Final = 1 << 20
 """Bytes of a file with certificates."""
-
-LONGEST_CRL: Final = 32 << 20
-"""Bytes of a CRL: a big authority's has some hundred thousand entries."""
 
 MOST_FILES: Final = 200
 """Files of a folder that are read."""
@@ -72,10 +74,10 @@ def load(configuration: Configuration) -> Keys:
         except ConfigurationError as error:
             problems.append(_problem(f"smime.identities[{number}]", f"{one.certificate} cannot be used: {error.text}"))
     anchors = tuple(dict.fromkeys(_anchors(settings.trust, problems)))
-    crls = tuple(_crls(settings.crls, problems))
+    crls = tuple(one for folder in _crl_folders(configuration) for one in _crls(folder, problems))
     others = (one for found in (*certificates.values(), *(each.chain for each in identities)) for one in found)
     intermediates = tuple(dict.fromkeys(others))
-    trust = Trust(anchors, intermediates, crls, settings.revocation, settings.crl_grace, overdue)
+    known = Trust(anchors, intermediates, crls, settings.revocation, settings.crl_grace, overdue)
     store = Store(
         tuple(pairs),
         tuple(map(der, anchors)),
@@ -85,7 +87,7 @@ def load(configuration: Configuration) -> Keys:
         settings.crl_grace,
         overdue,
     )
-    return Keys(Keyring(store, tuple(identities), trust, certificates), tuple(problems))
+    return Keys(Keyring(store, tuple(identities), known, certificates), tuple(problems))
 
 
 def stamp(configuration: Configuration) -> Stamp:
@@ -94,7 +96,8 @@ def stamp(configuration: Configuration) -> Stamp:
         path for name in configuration.partner for path in (imported(configuration, name), trusted(configuration, name))
     ]
     if configuration.smime is not None:
-        paths += [*_files(configuration.smime.trust), *_files(configuration.smime.crls)]
+        folders = (configuration.smime.trust, *_crl_folders(configuration))
+        paths += [path for folder in folders for path in _files(folder)]
     return tuple(_stamps(paths))
 
 
@@ -106,6 +109,16 @@ def imported(configuration: Configuration, name: str) -> Path:
 def trusted(configuration: Configuration, name: str) -> Path:
     """Where it is written down that the certificate of a partner counts for some days after it has run out."""
     return configuration.gateway.data / "partners" / f"{name}.trust"
+
+
+def fetched(configuration: Configuration) -> Path:
+    """The folder with the CRLs that were fetched."""
+    return configuration.gateway.data / "crls"
+
+
+def _crl_folders(configuration: Configuration) -> list[Path]:
+    assert configuration.smime is not None
+    return list(dict.fromkeys((configuration.smime.crls, fetched(configuration))))
 
 
 def _stamps(paths: Iterable[Path]) -> Iterator[tuple[str, int, int]]:
@@ -213,6 +226,9 @@ def review(configuration: Configuration, now: datetime) -> Iterator[Advice]:
     if configuration.smime is not None and not ring.trust.anchors:
         what = f"{configuration.smime.trust} holds no anchor: only pinned certificates count"
         yield Advice("warning", what, "put the certificates of the authorities there", "smime.trust")
+    yield from _unfresh(configuration, ring, now)
+    if (own := keyring.signer(ring.identities, now)) is not None and keyring.is_revoked(own, ring.trust, now):
+        yield Advice("problem", "our certificate is revoked: nothing is signed", "get a new one", "smime.identities")
     for key, one in expiry.due(lasting(configuration, ring, now), {}, now).items():
         yield Advice("problem" if one.over else "warning", one.text, one.do, key)
     for name in dict.fromkeys(name for route in configuration.route for name in route.mail):
@@ -221,6 +237,50 @@ def review(configuration: Configuration, now: datetime) -> Iterator[Advice]:
         except UnprotectedError as error:
             do = "put it right and reload; until then its mail is held"
             yield Advice("problem", error.text, do, f"partner.{name}.send")
+
+
+def sources(ring: Keyring, now: datetime) -> tuple[Source, ...]:
+    """Where the CRLs about our certificates and those of partners are to be had. Blocks: it looks for paths."""
+    found: dict[Source, None] = {}
+    chains = [(one.certificate, one.chain) for one in ring.identities]
+    chains += [(one, ()) for some in ring.partners.values() for one in some if not trust.is_authority(one)]
+    for certificate, chain in chains:
+        with contextlib.suppress(ProtectionError):
+            path = trust.find_path(certificate, chain, ring.trust, now)
+            found |= dict.fromkeys(revocation.sources(path))
+    return tuple(found)
+
+
+def _unfresh(configuration: Configuration, ring: Keyring, now: datetime) -> Iterator[Advice]:
+    """Say of which issuer no CRL tells anything now, or will not for long."""
+    settings = configuration.smime
+    if settings is None or settings.revocation == "off":
+        return
+    some = (*sources(ring, now), *remembered(fetched(configuration)))
+    for one in revocation.coverage(some, ring.trust, now):
+        if one.state is State.FRESH:
+            continue
+        level: Literal["problem", "warning"] = "warning"
+        if settings.revocation == "hard" and not one.state.counts:
+            level = "problem"
+        yield Advice(level, _staleness(one, settings.crl_grace), _remedy(one, settings.crl_hosts), "smime.crls")
+
+
+def _staleness(one: Coverage, grace: timedelta) -> str:
+    if one.until is None:
+        return f"no CRL of {one.issuer} is at hand: nobody knows whether its certificates are revoked"
+    if one.state is State.STALE:
+        return f"the CRL of {one.issuer} ended on {one.until:%Y-%m-%d} and counts until {one.until + grace:%Y-%m-%d}"
+    return f"the CRL of {one.issuer} ended on {one.until:%Y-%m-%d} and counts no more"
+
+
+def _remedy(one: Coverage, hosts: tuple[str, ...]) -> str:
+    named = dict.fromkeys(each.host for each in one.sources if each.host)
+    asked = [each.host for each in one.sources if each.is_allowed(hosts)]
+    if asked:
+        return f"see that {asked[0]} can be reached from here: the running gateway fetches it"
+    put = "put its CRL into the folder smime.crls"
+    return f"add {next(iter(named))} to smime.crl_hosts, or {put}" if named else put
 
 
 # What runs out
@@ -257,7 +317,7 @@ def _partners(configuration: Configuration, ring: Keyring, now: datetime) -> Ite
 
 def _issuers(ring: Keyring, used: Collection[x509.Certificate]) -> list[x509.Certificate]:
     """The authorities between certificates in use and their anchors, as far as they lie in a file of ours."""
-    waiting = [one for one in ring.trust.intermediates if one not in ring.trust.anchors and keyring.is_authority(one)]
+    waiting = [one for one in ring.trust.intermediates if one not in ring.trust.anchors and trust.is_authority(one)]
     names, found = {one.issuer for one in used}, []
     while more := [one for one in waiting if one.subject in names]:
         found += more

@@ -23,6 +23,7 @@ from sqlalchemy import Connection, delete, insert, select
 from gateway import control, keys, logs, metrics, partners, watchdog
 from gateway.config import ApplicationEntity, ClientTls, Configuration, advice, load, restart_needed
 from gateway.core import commitment, contexts, query, reader, transcode, unsealing
+from gateway.core.cms.revocation import Inspection, Source, inspect
 from gateway.core.mailbox import State
 from gateway.edges import storescu
 from gateway.edges.console import HttpDoor
@@ -36,6 +37,7 @@ from gateway.edges.storescp import StorageScpDoor
 from gateway.edges.submission import Relay
 from gateway.edges.worker import Workers
 from gateway.errors import ConfigurationError, GatewayError, MailboxError
+from gateway.freshness import Freshness
 from gateway.ledger import deliveries, inventory, janitor, mailboxes, messages, notices, submissions, tickets
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger, Lock, connect, demand_health
@@ -312,8 +314,18 @@ class Service:
             self.scu = Scu(self.configuration)
             self._stamp = await asyncio.to_thread(keys.stamp, self.configuration)
             self.keyring = await self._load_keys(self.configuration)
+            self.freshness = Freshness(self.configuration, self.ledger, self.keyring, self._inspect, self._renew_keys)
+            await self.freshness.open()
+            stack.push_async_callback(self.freshness.close)
+            self.readings.freshness = self.freshness
             self.receive = Receive(
-                self.configuration, self.ledger, self.spool, self._read, unseal=self._unseal, keyring=self.keyring
+                self.configuration,
+                self.ledger,
+                self.spool,
+                self._read,
+                unseal=self._unseal,
+                keyring=self.keyring,
+                fetch=self.freshness.fetch,
             )
             self.store = Store(self.configuration, self.ledger, self.spool, self.scu, transcode=self._decode_instance)
             self._make_outbound()
@@ -353,6 +365,9 @@ class Service:
     ) -> unsealing.Unsealed:
         return await self.workers.run(unsealing.read_protected, message, rules, guard, out)
 
+    async def _inspect(self, path: Path, source: Source, last_update: datetime | None, now: datetime) -> Inspection:
+        return await self.workers.run(inspect, path, source, last_update, now)
+
     async def _load_keys(self, configuration: Configuration) -> unsealing.Keyring:
         found = await asyncio.to_thread(keys.load, configuration)
         for one in found.problems:
@@ -365,7 +380,11 @@ class Service:
         stamp = await asyncio.to_thread(keys.stamp, self.configuration)
         if stamp != self._stamp:
             keyring = await self._load_keys(self.configuration)
-            self._stamp, self.receive.keyring, self.compose.keyring = stamp, keyring, keyring
+            self._stamp = stamp
+            self._use(keyring)
+
+    def _use(self, keyring: unsealing.Keyring) -> None:
+        self.receive.keyring = self.compose.keyring = self.freshness.keyring = keyring
 
     async def _survey(self, now: datetime, *, sealing: bool) -> None:
         """Look what runs out, what cannot be used, and whether mail to each partner can be sealed."""
@@ -506,6 +525,7 @@ class Service:
         beat = asyncio.create_task(watchdog.beat(lambda: True))
         carrying = asyncio.create_task(self.carrier.run(), name="carrier")
         looking = asyncio.create_task(self._look_around(), name="look-around")
+        self._start(self.freshness.run())
         watchdog.ready()
         self._polling = [asyncio.create_task(one.run(), name=one.rules.door) for one in self.readings.polls]
         log.info("ready", count=len(self.readings.doors))
@@ -668,7 +688,8 @@ class Service:
             log.warning("needs_restart", key=key)
         keyring = await self._load_keys(new)
         self.configuration = new
-        self.receive.keyring = self.compose.keyring = keyring
+        self._use(keyring)
+        self.freshness.reload(new)
         self.receive.reload(new)
         for stage in (self.store, self.compose, self.submit, self.report):
             stage.reload(new)

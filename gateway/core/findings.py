@@ -36,7 +36,7 @@ CODES: Final[dict[str, Code]] = {
     "signer-may-be-revoked": Code(
         _WARNING,
         "No CRL tells whether the signer's certificate is revoked; smime.revocation lets that pass.",
-        "See that a current CRL of the issuer lies in smime.crls.",
+        "Look at what check says of its issuer's CRL.",
     ),
     "signer-certificate-overdue": Code(
         _WARNING,

@@ -7,7 +7,7 @@ partner must use is not read at all, and what could not be opened has one outwar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -182,7 +182,8 @@ def _holds_smime(message: Span, rules: Rules) -> bool:
 
 def document(verdict: Verdict) -> Mapping[str, Any]:
     """Write a verdict as the ledger keeps it and ``queue show`` shows it."""
-    found = asdict(verdict)
+    found = asdict(replace(verdict, gaps=()))
+    del found["gaps"]
     return {**found, "code": None if verdict.code is None else str(verdict.code)}
 
 

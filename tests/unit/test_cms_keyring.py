@@ -18,6 +18,7 @@ from pki import DAY, NOW, Holder
 
 from gateway.core.cms import keyring
 from gateway.core.cms.signed import Identity
+from gateway.core.cms.trust import Trust
 from gateway.errors import ConfigurationError
 
 
@@ -119,3 +120,13 @@ def test_other_cms_is_no_file_of_certificates() -> None:
     for block in (other, other[:-20]):
         with pytest.raises(ConfigurationError, match="no certificate"):
             keyring.certificates(block)
+
+
+def test_an_identity_is_revoked_when_a_crl_says_so() -> None:
+    """Nobody would take what it signs; what nobody knows, or that it leads to no anchor of ours, does not stop it."""
+    anna, issuing = pki.leaf(), pki.issuing()
+    identity = Identity(anna.key, anna.certificate, (issuing.certificate,))
+    crl = pki.revocations(issuing, anna.certificate)
+    for crls, mode, expected in (((crl,), "soft", True), ((), "soft", False), ((), "hard", False)):
+        assert keyring.is_revoked(identity, Trust((pki.root().certificate,), (), crls, mode), NOW) is expected
+    assert not keyring.is_revoked(identity, Trust(()), NOW)

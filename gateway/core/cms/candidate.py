@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from gateway.core.cms import keyring, trust
+from gateway.core.cms import trust
 from gateway.core.cms.failure import Failure, ProtectionError
 from gateway.core.cms.trust import Trust
 
@@ -62,7 +62,7 @@ def choose(
     Raises:
         ProtectionError: None of them can be encrypted to, or is the partner's; the reason is that of the likeliest.
     """
-    leaves = [one for one in offered if not keyring.is_authority(one)]
+    leaves = [one for one in offered if not trust.is_authority(one)]
     if not leaves:
         raise ProtectionError(Failure.KEY_USAGE, "it holds only certificates of authorities, none of a person")
     reasons: list[ProtectionError] = []
@@ -72,7 +72,7 @@ def choose(
         except ProtectionError as error:
             reasons.append(error)
             continue
-        authorities = tuple(dict.fromkeys(other for other in offered if keyring.is_authority(other)))
+        authorities = tuple(dict.fromkeys(other for other in offered if trust.is_authority(other)))
         doubt = _doubt(one, authorities, anchors, now, pinned=pinned)
         return Candidate(one, authorities[:MOST_AUTHORITIES], doubt)
     raise reasons[0]

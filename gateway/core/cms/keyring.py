@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from gateway.core.cms import algorithms, ber, signed, trust
 from gateway.core.cms.algorithms import SigningKey
 from gateway.core.cms.ber import Reader
-from gateway.core.cms.failure import ProtectionError, malformed
+from gateway.core.cms.failure import Failure, ProtectionError, malformed
 from gateway.core.cms.signed import Identity
 from gateway.errors import ConfigurationError
 
@@ -129,15 +129,16 @@ def _serves(certificate: x509.Certificate, now: datetime, purpose: trust.Purpose
     return True
 
 
+def is_revoked(identity: Identity, known: trust.Trust, now: datetime) -> bool:
+    """Whether a certificate of ours is revoked: whoever gets mail signed with it would refuse it."""
+    try:
+        trust.check(identity.certificate, identity.chain, known, now, "sign", pinned=True)
+    except ProtectionError as error:
+        return error.code is Failure.REVOKED
+    return False
+
+
 def partner(found: tuple[x509.Certificate, ...], now: datetime) -> x509.Certificate | None:
     """Choose the certificate of a partner: the newest valid one that is no authority's; else the first of them."""
-    leaves = [one for one in found if not is_authority(one)]
+    leaves = [one for one in found if not trust.is_authority(one)]
     return trust.newest(leaves, now) or next(iter(leaves), None)
-
-
-def is_authority(certificate: x509.Certificate) -> bool:
-    """Whether a certificate is an authority's (RFC 5280 §4.2.1.9)."""
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        return False

@@ -8,7 +8,7 @@ that cryptography reads: a large CRL takes milliseconds, and a pool of hostile o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -41,6 +41,9 @@ Revocation = Literal["good", "unknown", "unchecked"]
 INTERMEDIATES: Final = 8
 """Certificates that are looked at for a path: certvalidator tries every way through them, and with 32 that issued each
 other it does not come to an end."""
+
+AHEAD: Final = timedelta(days=1)
+"""By which the clock of an authority may be ahead of ours."""
 
 _PURPOSES: Final = frozenset({ExtendedKeyUsageOID.EMAIL_PROTECTION, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE})
 _KNOWN_CRL_EXTENSIONS: Final = frozenset(
@@ -97,6 +100,18 @@ class Standing:
     overdue: bool = False
 
 
+class RevocationUnknownError(ProtectionError):
+    """Under ``hard``: no CRL tells whether a certificate is revoked.
+
+    Attributes:
+        path: From the anchor to it; all else about it is good.
+    """
+
+    def __init__(self, path: tuple[x509.Certificate, ...]) -> None:
+        super().__init__(Failure.REVOCATION_UNKNOWN, "whether its certificate is revoked is not known")
+        self.path = path
+
+
 def check(
     certificate: x509.Certificate,
     bag: Iterable[x509.Certificate],
@@ -123,7 +138,7 @@ def check(
     overdue = moment != now
     check_leaf(certificate, moment, purpose)
     try:
-        path = _path(certificate, bag, trust, moment)
+        path = find_path(certificate, bag, trust, moment)
     except ProtectionError as error:
         if not pinned or error.code is not Failure.UNTRUSTED_ISSUER:
             raise
@@ -134,7 +149,7 @@ def check(
     if "unknown" not in states:
         return Standing(path, "good", overdue)
     if trust.revocation == "hard":
-        raise ProtectionError(Failure.REVOCATION_UNKNOWN, "whether its certificate is revoked is not known")
+        raise RevocationUnknownError(path)
     return Standing(path, "unknown", overdue)
 
 
@@ -211,9 +226,14 @@ def is_for(certificate: x509.Certificate, sender: str) -> bool:
 # The path
 
 
-def _path(
+def find_path(
     certificate: x509.Certificate, bag: Iterable[x509.Certificate], trust: Trust, now: datetime
 ) -> tuple[x509.Certificate, ...]:
+    """Find the way from an anchor to a certificate; both ends are in it.
+
+    Raises:
+        ProtectionError: There is none.
+    """
     if not trust.anchors:
         raise ProtectionError(Failure.UNTRUSTED_ISSUER, "no anchor is configured")
     others = _on_the_way(certificate, (*trust.intermediates, *bag))
@@ -339,9 +359,7 @@ def _revocation(
         ProtectionError: It is revoked; also when the CRL that says so is old.
     """
     state: Literal["good", "unknown"] = "unknown"
-    for crl in trust.crls:
-        if crl.issuer != certificate.issuer or not _is_from(crl, issuer) or not _covers(crl, certificate):
-            continue
+    for crl in of_issuer(issuer, trust.crls, is_ca=is_authority(certificate)):
         entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
         if entry is not None:
             raise ProtectionError(Failure.REVOKED, "its certificate is revoked")
@@ -350,7 +368,17 @@ def _revocation(
     return state
 
 
-def _is_from(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+def of_issuer(
+    issuer: x509.Certificate, crls: Iterable[x509.CertificateRevocationList], *, is_ca: bool
+) -> Iterator[x509.CertificateRevocationList]:
+    """Yield the CRLs that an issuer signed and that are about authorities, or about people."""
+    for crl in crls:
+        if crl.issuer == issuer.subject and is_from(crl, issuer) and _covers(crl, is_ca=is_ca):
+            yield crl
+
+
+def is_from(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+    """Whether an issuer may sign CRLs and signed this one (RFC 5280 §6.3.3)."""
     usage = _extension(issuer, x509.KeyUsage)
     if usage is not None and not usage.crl_sign:
         return False
@@ -358,10 +386,14 @@ def _is_from(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> b
     return isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
 
 
-def _covers(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> bool:
-    """Whether it is a whole CRL about certificates like this one; of what it limits we know no more."""
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Whether a certificate may issue others (RFC 5280 §4.2.1.9)."""
     constraints = _extension(certificate, x509.BasicConstraints)
-    is_ca = constraints is not None and constraints.ca
+    return constraints is not None and constraints.ca
+
+
+def _covers(crl: x509.CertificateRevocationList, *, is_ca: bool) -> bool:
+    """Whether it is a whole CRL about such certificates; of what it limits we know no more."""
     try:
         for extension in crl.extensions:
             if extension.oid not in _KNOWN_CRL_EXTENSIONS and extension.critical:
@@ -382,7 +414,7 @@ def _covers(crl: x509.CertificateRevocationList, certificate: x509.Certificate) 
 
 def _is_current(crl: x509.CertificateRevocationList, now: datetime, grace: timedelta) -> bool:
     until = crl.next_update_utc
-    return crl.last_update_utc <= now + timedelta(days=1) and until is not None and now <= until + grace
+    return crl.last_update_utc <= now + AHEAD and until is not None and now <= until + grace
 
 
 def newest(certificates: Sequence[x509.Certificate], now: datetime) -> x509.Certificate | None:
