@@ -350,7 +350,9 @@ def _write_record(folder: Path, record: Record) -> None:
 def _records(folder: Path) -> Iterator[Record]:
     with contextlib.suppress(OSError):
         for path in sorted(folder.glob("*.json"))[:MOST]:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UnsupportedAlgorithm):
+            with contextlib.suppress(
+                OSError, ValueError, KeyError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion
+            ):
                 values = json.loads(path.read_text("utf-8"))
                 source = Source(str(values["url"]), base64.b64decode(values["issuer"]), bool(values["is_ca"]))
                 x509.load_der_x509_certificate(source.issuer).public_key()

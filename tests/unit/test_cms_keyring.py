@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pki import DAY, NOW, Holder
 
-from gateway.core.cms import keyring
+from gateway.core.cms import keyring, signed
 from gateway.core.cms.signed import Identity
 from gateway.core.cms.trust import Trust
 from gateway.errors import ConfigurationError
@@ -130,3 +130,16 @@ def test_an_identity_is_revoked_when_a_crl_says_so() -> None:
     for crls, mode, expected in (((crl,), "soft", True), ((), "soft", False), ((), "hard", False)):
         assert keyring.is_revoked(identity, Trust((pki.root().certificate,), (), crls, mode), NOW) is expected
     assert not keyring.is_revoked(identity, Trust(()), NOW)
+
+
+def test_a_version_that_does_not_exist_is_refused_like_all_that_cannot_be_read() -> None:
+    """The library has an error of its own for it, of no kind that others are."""
+    crl = pki.revocations(pki.root()).public_bytes(Encoding.DER).replace(b"\x02\x01\x01", b"\x02\x01\x4d", 1)
+    with pytest.raises(ConfigurationError, match="no CRL"):
+        keyring.revocations(crl)
+    certificate = pki.leaf().certificate.public_bytes(Encoding.DER)
+    strange = certificate.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x4d", 1)
+    with pytest.raises(ConfigurationError, match="no certificate"):
+        keyring.certificates(strange)
+    assert signed.load(strange) is None
+    assert signed.load(certificate) is not None

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pki import DAY, NOW, Holder
 
@@ -275,3 +275,17 @@ def test_an_unknown_revocation_under_hard_tells_which_path_it_is_about() -> None
     with pytest.raises(trust.RevocationUnknownError) as caught:
         trust.check(anna.certificate, [pki.issuing().certificate], known, NOW, "sign")
     assert caught.value.path[-1] == anna.certificate
+
+
+_GOOD = pki.revocations(pki.issuing(), pki.leaf().certificate).public_bytes(Encoding.DER)
+
+
+@given(
+    at=st.integers(0, len(_GOOD) - 1), byte=st.binary(min_size=1, max_size=3), cut=st.integers(0, 2), more=st.binary()
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_crl_is_a_fault_and_nothing_else(tmp_path: Path, at: int, byte: bytes, cut: int, more: bytes) -> None:
+    """Whatever bytes come: no other error, and nothing that its issuer did not sign."""
+    content = _GOOD[:at] + byte + _GOOD[at + cut :] + more
+    found = inspect(tmp_path, content)
+    assert (found.fault is None) == (content == _GOOD)

@@ -37,7 +37,7 @@ def certificates(block: bytes) -> tuple[x509.Certificate, ...]:
         found = tuple(_certificates(block))
         for one in found:
             _ = one.extensions, one.subject, one.issuer  # read late, and hostile ones fail only then
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, ProtectionError):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion, ProtectionError):
         raise ConfigurationError("holds no certificate that can be read") from None
     if not found or len(found) > MOST:
         raise ConfigurationError("holds no certificate that can be read")
@@ -76,7 +76,7 @@ def revocations(block: bytes) -> x509.CertificateRevocationList:
     try:
         crl = x509.load_pem_x509_crl(block) if _PEM in block else x509.load_der_x509_crl(block)
         _ = crl.extensions, crl.issuer, crl.next_update_utc
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion):
         raise ConfigurationError("holds no CRL that can be read") from None
     return crl
 

@@ -215,7 +215,7 @@ def load(der: bytes) -> x509.Certificate | None:
     try:
         certificate = x509.load_der_x509_certificate(der)
         certificate.issuer, certificate.subject, certificate.extensions  # noqa: B018  they are read late, and raise
-    except (ValueError, TypeError, UnsupportedAlgorithm, Warning, x509.DuplicateExtension):
+    except (ValueError, TypeError, UnsupportedAlgorithm, Warning, x509.DuplicateExtension, x509.InvalidVersion):
         return None
     return certificate
 
