@@ -25,7 +25,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pydantic import BaseModel
 from pydicom.uid import UID
 from pynetdicom.sop_class import _STORAGE_CLASSES
 from sqlalchemy import create_engine
@@ -318,7 +317,7 @@ def _listens(pid: int, port: int) -> bool:
 
 def _certificates(configuration: Configuration) -> Iterator[Check]:
     now = datetime.now(UTC)
-    for key, path, key_file in _named(configuration, ""):
+    for key, path, key_file in keys.named(configuration, ""):
         try:
             if key_file is not None:
                 service.server_tls(path, key_file)
@@ -329,24 +328,6 @@ def _certificates(configuration: Configuration) -> Iterator[Check]:
             yield Check(Mark.PROBLEM, key, f"{path} cannot be read: {type(error).__name__}", "is it PEM?")
         else:
             yield _lasting(key, path, ends, now)
-
-
-def _named(section: BaseModel, key: str) -> Iterator[tuple[str, Path, Path | None]]:
-    """Every certificate that a configuration names: its key, its file, the file of its private key."""
-    path = getattr(section, "certificate", None)
-    if path is not None:
-        yield f"{key}certificate", path, getattr(section, "key_file", None)
-    for name, value in section:
-        if isinstance(value, BaseModel):
-            yield from _named(value, f"{key}{name}.")
-        elif isinstance(value, dict):
-            for inner, one in value.items():
-                if isinstance(one, BaseModel):
-                    yield from _named(one, f"{key}{name}.{inner}.")
-        elif isinstance(value, tuple):
-            for number, one in enumerate(value, 1):
-                if isinstance(one, BaseModel):
-                    yield from _named(one, f"{key}{name}[{number}].")
 
 
 def _lasting(key: str, path: Path | str, ends: datetime, now: datetime) -> Check:

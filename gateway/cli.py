@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, cast
@@ -50,7 +51,9 @@ app = typer.Typer(
 )
 queue = typer.Typer(help="Look at what is in the gateway, and decide about it.", context_settings=_SETTINGS)
 user = typer.Typer(help="Say who may log in at the SMTP door and at the console.", context_settings=_SETTINGS)
+partner = typer.Typer(help="Look at partners, and decide about their certificates.", context_settings=_SETTINGS)
 app.add_typer(queue, name="queue")
+app.add_typer(partner, name="partner")
 app.add_typer(user, name="user")
 
 Config = Annotated[
@@ -144,6 +147,12 @@ def _begin(context: typer.Context, config: Config = None) -> None:
 
 @queue.callback(invoke_without_command=True)
 def _begin_queue(context: typer.Context, config: Config = None) -> None:
+    context.obj = config or context.obj
+    _demand_verb(context)
+
+
+@partner.callback(invoke_without_command=True)
+def _begin_partner(context: typer.Context, config: Config = None) -> None:
     context.obj = config or context.obj
     _demand_verb(context)
 
@@ -580,6 +589,98 @@ def reconcile(context: typer.Context, as_json: AsJson = False, config: Config = 
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# Partners
+
+PartnerName = Annotated[str, typer.Argument(metavar="NAME", help="As in its section [partner.NAME].")]
+
+
+@partner.command("list", epilog="Example: dicom-mail partner list")
+def list_partners(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
+    """List the partners, with what the certificate of each is worth and until when."""
+    configuration = _configuration(context, config)
+    from gateway import partners
+
+    _answer(partners.listing(configuration, datetime.now(UTC)), as_json, "partners")
+
+
+@partner.command("show", epilog="Example: dicom-mail partner show clinic-a")
+def show_partner(context: typer.Context, name: PartnerName, as_json: AsJson = False, config: Config = None) -> None:
+    """Show one partner: its certificate, whom it leads to, and whether it counts."""
+    configuration = _configuration(context, config)
+    from gateway import partners
+
+    _answer(partners.description(configuration, name, datetime.now(UTC)), as_json, "partner")
+
+
+@partner.command("import", epilog="Example: dicom-mail partner import clinic-a clinic-a.pem; or: … in-7f3a")
+def import_certificate(
+    context: typer.Context,
+    *,
+    name: PartnerName,
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A certificate, a signed mail, or an id in-….")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needs --fingerprint.")] = False,
+    expected: Annotated[
+        str | None, typer.Option("--fingerprint", metavar="SHA256", help="What it must have; else nothing is imported.")
+    ] = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Take over a partner's certificate, after you have approved it.
+
+    Ask the partner for the fingerprint by telephone and compare. A running gateway uses the certificate at once.
+    """
+    if yes and expected is None:
+        raise UsageError("--yes needs --fingerprint", hint="ask the partner for it by telephone")
+    configuration = _configuration(context, config)
+    from gateway import partners, story
+
+    found = partners.offer(configuration, name, source, datetime.now(UTC))
+    if not as_json:
+        _show(story.offer(found.document))
+    found.demand(expected)
+    if not yes and not typer.confirm("Is it the partner's?", err=True):
+        raise GatewayError("nothing was imported")
+    _answer(
+        partners.call(configuration, "partner-import", partner=name, pem=found.pem, source=source), as_json, "partner"
+    )
+
+
+@partner.command("trust", epilog="Example: dicom-mail partner trust clinic-a --until 2026-11-30")
+def trust_partner(
+    context: typer.Context,
+    name: PartnerName,
+    until: Annotated[str, typer.Option(metavar="T", help="A day or a time within 14 days; now ends it.")],
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Let a partner's certificate count for some days although it runs out.
+
+    Use it for the night on which that happens, until the new one is here. Only the same key counts, mail that comes so
+    has a finding, and it ends by itself.
+    """
+    configuration = _configuration(context, config)
+    from gateway import partners
+
+    end = partners.moment(until, datetime.now(UTC))
+    document = partners.call(configuration, "partner-trust", partner=name, until=end and end.isoformat())
+    _answer(document, as_json, "partner")
+
+
+@partner.command("test", epilog="Example: dicom-mail partner test clinic-a")
+def try_partner(context: typer.Context, name: PartnerName, as_json: AsJson = False, config: Config = None) -> int:
+    """Say what would happen to mail to a partner and from it. Sends nothing.
+
+    A trial is sealed as mail to it would be. The exit code is 1 when mail would be held.
+    """
+    configuration = _configuration(context, config)
+    from gateway import partners
+
+    document = partners.trial(configuration, name, datetime.now(UTC))
+    _answer(document, as_json, "trial")
+    return 0 if document["ok"] else GatewayError.exit_code
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # Users
 
 AtDoor = Annotated[Door, typer.Option("--door", help="Whose users_file: of the section [smtp] or [console].")]
@@ -653,7 +754,6 @@ def list_users(context: typer.Context, door: AtDoor = Door.SMTP, config: Config 
 _UNBUILT: Final = (
     ("explain", "Tell in plain words where a study, an image or a mail is."),
     ("events", "List who sent what to whom, and who did what here."),
-    ("partner", "Look at partners and import their certificates."),
     ("backup", "Write a backup of ledger and spool."),
 )
 
@@ -675,6 +775,6 @@ def _reflow(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
-for _command in (*app.registered_commands, *queue.registered_commands, *user.registered_commands):
+for _command in (each for group in (app, queue, partner, user) for each in group.registered_commands):
     if _command.help is None and _command.callback is not None:
         _command.help = _reflow(_command.callback.__doc__ or "")

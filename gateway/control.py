@@ -80,6 +80,10 @@ def _show(connection: Connection, _root: Path, arguments: Mapping[str, Any]) -> 
     return inventory.show_item(connection, arguments["id"], datetime.now(UTC))
 
 
+def _original(connection: Connection, root: Path, arguments: Mapping[str, Any]) -> Document:
+    return {"path": str(root / inventory.original(connection, arguments["id"]))}
+
+
 def _reconcile(connection: Connection, root: Path, _arguments: Mapping[str, Any]) -> Document:
     return inventory.reconcile(connection, partial(held_bytes, root))
 
@@ -87,6 +91,7 @@ def _reconcile(connection: Connection, root: Path, _arguments: Mapping[str, Any]
 _QUESTIONS: Final[Mapping[str, Callable[[Connection, Path, Mapping[str, Any]], Document]]] = {
     "list": _list,
     "show": _show,
+    "original": _original,
     "reconcile": _reconcile,
 }
 
@@ -171,7 +176,7 @@ def _do_alone(configuration: Configuration, verb: str, arguments: Mapping[str, A
         engine = connect(ledger_url(configuration))
         try:
             with engine.begin() as connection:
-                blobs = change(connection, verb, arguments, _person(os.getuid()))
+                blobs = change(connection, verb, arguments, person(os.getuid()))
             for blob in blobs:
                 wipe(spool_root(configuration), blob)
             with engine.connect() as connection:
@@ -278,10 +283,11 @@ def _peer(writer: asyncio.StreamWriter) -> str:
     """Name the person at the other end, as the kernel knows it."""
     wire = writer.get_extra_info("socket")
     _, uid, _ = struct.unpack("3i", wire.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return _person(uid)
+    return person(uid)
 
 
-def _person(uid: int) -> str:
+def person(uid: int) -> str:
+    """Name a user of this machine."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:  # a container runs under any number

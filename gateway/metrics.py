@@ -17,6 +17,7 @@ from gateway import __version__, logs
 from gateway.core.mailbox import State
 from gateway.edges import storescp
 from gateway.edges.smtp import Counters
+from gateway.freshness import Freshness
 from gateway.ledger.inventory import Census
 from gateway.stages.poll import Poll
 
@@ -36,6 +37,8 @@ class Readings:
         heartbeat: Seconds since the epoch of the last look: an alarm watches that it moves.
         doors: By name, whether each is open.
         polls: Of the mailboxes.
+        certificates: By what each is for, when it runs out, in seconds since the epoch.
+        freshness: Of the CRLs; None before the start.
     """
 
     census: Census | None = None
@@ -43,6 +46,8 @@ class Readings:
     heartbeat: float = 0.0
     doors: dict[str, bool] = field(default_factory=dict)
     polls: list[Poll] = field(default_factory=list)
+    certificates: Mapping[str, float] = field(default_factory=dict)
+    freshness: Freshness | None = None
 
 
 class LedgerCollector(Collector):
@@ -70,9 +75,12 @@ class LedgerCollector(Collector):
         )
         yield _gauge("disk_free_bytes", "Free space under the data folder.", [], [((), readings.free_bytes)])
         yield _gauge("door_open", "Whether a door is open.", ["door"], _named(readings.doors))
+        ends = "When a certificate runs out, since the epoch, by what it is for."
+        yield _gauge("certificate_expires_seconds", ends, ["certificate"], _named(readings.certificates))
         if readings.census is not None:
             yield from _of_the_ledger(readings.census)
         yield from _of_the_mailboxes(readings.polls)
+        yield from _of_the_crls(readings.freshness)
         counters = self._counters()
         if counters is not None:
             yield from _of_the_door(counters)
@@ -131,6 +139,18 @@ def _of_the_mailboxes(polls: Sequence[Poll]) -> Iterable[Metric]:
     yield count("mailbox_repeated", "Mails whose content was known.", lambda one: one.counters.repeated)
     yield count("mailbox_too_big", "Mails over a limit, moved to failed.", lambda one: one.counters.too_big)
     yield count("mailbox_fetched_bytes", "Bytes of mails that were fetched.", lambda one: one.counters.bytes)
+
+
+def _of_the_crls(freshness: Freshness | None) -> Iterable[Metric]:
+    covers, asked = (freshness.coverage, freshness.asked) if freshness is not None else ((), ())
+    good = [((one.issuer, str(one.state)), float(one.state.counts)) for one in covers]
+    yield _gauge("crl_counts", "Whether a CRL of an issuer tells anything now.", ["issuer", "state"], good)
+    ends = [((one.issuer,), one.until.timestamp()) for one in covers if one.until is not None]
+    yield _gauge("crl_next_update_seconds", "When the CRL of an issuer ends, since the epoch.", ["issuer"], ends)
+    faults = [
+        ((one.source.host, one.source.name[:8], str(one.fault or "ok")), float(one.fault is None)) for one in asked
+    ]
+    yield _gauge("crl_fetched", "Whether the last question for a CRL went well.", ["host", "crl", "state"], faults)
 
 
 def _of_the_door(counters: Counters) -> Iterable[Metric]:

@@ -20,9 +20,10 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import Connection, delete, insert, select
 
-from gateway import control, keys, logs, metrics, watchdog
+from gateway import control, keys, logs, metrics, partners, watchdog
 from gateway.config import ApplicationEntity, ClientTls, Configuration, advice, load, restart_needed
 from gateway.core import commitment, contexts, query, reader, transcode, unsealing
+from gateway.core.cms.revocation import Inspection, Source, inspect
 from gateway.core.mailbox import State
 from gateway.edges import storescu
 from gateway.edges.console import HttpDoor
@@ -36,6 +37,7 @@ from gateway.edges.storescp import StorageScpDoor
 from gateway.edges.submission import Relay
 from gateway.edges.worker import Workers
 from gateway.errors import ConfigurationError, GatewayError, MailboxError
+from gateway.freshness import Freshness
 from gateway.ledger import deliveries, inventory, janitor, mailboxes, messages, notices, submissions, tickets
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger, Lock, connect, demand_health
@@ -75,6 +77,8 @@ REISSUE_EVERY: Final = timedelta(minutes=1)
 ASK_EVERY: Final = timedelta(minutes=1)
 PURGE_EVERY: Final = timedelta(hours=1)
 PROVE_EVERY: Final = timedelta(days=1)
+SURVEY_EVERY: Final = timedelta(hours=1)
+SEAL_EVERY: Final = timedelta(days=1)
 
 GRACE_AFTER_CRASH: Final = timedelta(seconds=3)
 """No send this soon after an unclean stop, so that a crash loop does not use up tries (R27)."""
@@ -310,8 +314,18 @@ class Service:
             self.scu = Scu(self.configuration)
             self._stamp = await asyncio.to_thread(keys.stamp, self.configuration)
             self.keyring = await self._load_keys(self.configuration)
+            self.freshness = Freshness(self.configuration, self.ledger, self.keyring, self._inspect, self._renew_keys)
+            await self.freshness.open()
+            stack.push_async_callback(self.freshness.close)
+            self.readings.freshness = self.freshness
             self.receive = Receive(
-                self.configuration, self.ledger, self.spool, self._read, unseal=self._unseal, keyring=self.keyring
+                self.configuration,
+                self.ledger,
+                self.spool,
+                self._read,
+                unseal=self._unseal,
+                keyring=self.keyring,
+                fetch=self.freshness.fetch,
             )
             self.store = Store(self.configuration, self.ledger, self.spool, self.scu, transcode=self._decode_instance)
             self._make_outbound()
@@ -351,10 +365,14 @@ class Service:
     ) -> unsealing.Unsealed:
         return await self.workers.run(unsealing.read_protected, message, rules, guard, out)
 
+    async def _inspect(self, path: Path, source: Source, last_update: datetime | None, now: datetime) -> Inspection:
+        return await self.workers.run(inspect, path, source, last_update, now)
+
     async def _load_keys(self, configuration: Configuration) -> unsealing.Keyring:
         found = await asyncio.to_thread(keys.load, configuration)
         for one in found.problems:
             log.error("certificate_unusable", key=one.key)
+        self._keys, self._survey_at_once = found, True
         return found.keyring
 
     async def _renew_keys(self) -> None:
@@ -362,7 +380,21 @@ class Service:
         stamp = await asyncio.to_thread(keys.stamp, self.configuration)
         if stamp != self._stamp:
             keyring = await self._load_keys(self.configuration)
-            self._stamp, self.receive.keyring, self.compose.keyring = stamp, keyring, keyring
+            self._stamp = stamp
+            self._use(keyring)
+
+    def _use(self, keyring: unsealing.Keyring) -> None:
+        self.receive.keyring = self.compose.keyring = self.freshness.keyring = keyring
+
+    async def _survey(self, now: datetime, *, sealing: bool) -> None:
+        """Look what runs out, what cannot be used, and whether mail to each partner can be sealed."""
+        try:
+            found = await asyncio.to_thread(partners.survey, self.configuration, self._keys, now, sealing=sealing)
+        except Exception as error:  # noqa: BLE001  whatever a hostile certificate makes a library raise, all else goes on
+            log.error("survey_failed", exception=type(error).__name__)  # noqa: TRY400
+            return
+        await self.ledger.write(lambda c: partners.note(c, found, now))
+        self.readings.certificates = {one.subject: one.ends.timestamp() for one in found.lasting}
 
     async def _decode_instance(
         self, source: Span, transfer_syntax: str, targets: Sequence[str], out: Path
@@ -493,6 +525,7 @@ class Service:
         beat = asyncio.create_task(watchdog.beat(lambda: True))
         carrying = asyncio.create_task(self.carrier.run(), name="carrier")
         looking = asyncio.create_task(self._look_around(), name="look-around")
+        self._start(self.freshness.run())
         watchdog.ready()
         self._polling = [asyncio.create_task(one.run(), name=one.rules.door) for one in self.readings.polls]
         log.info("ready", count=len(self.readings.doors))
@@ -532,7 +565,7 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
     async def _look_around(self) -> None:
-        due = dict.fromkeys(("reissue", "ask", "purge", "prove"), datetime.now(UTC))
+        due = dict.fromkeys(("reissue", "ask", "purge", "prove", "survey", "seal"), datetime.now(UTC))
         due["prove"] += timedelta(minutes=5)
         due["ask"] += ASK_EVERY
         while True:
@@ -593,6 +626,12 @@ class Service:
             await self.janitor.sweep(now)
         if _is_due(due, "prove", now, PROVE_EVERY):
             await self.janitor.prove(now)
+        if self._survey_at_once:
+            self._survey_at_once = False
+            due["survey"] = due["seal"] = now
+        sealing = _is_due(due, "seal", now, SEAL_EVERY)
+        if _is_due(due, "survey", now, SURVEY_EVERY) or sealing:
+            await self._survey(now, sealing=sealing)
 
     # What a person asks of the running daemon
 
@@ -600,6 +639,8 @@ class Service:
         if verb == "send":
             paths = [Path(path) for path in arguments["files"]]
             return {"reasons": await self.compose.take_files(arguments["partner"], paths, who)}
+        if verb in partners.CHANGES:
+            return await self._change_partner(verb, arguments, who)
         name = arguments.get("ae")
         if name is not None and name not in self.configuration.ae:
             raise GatewayError(
@@ -610,6 +651,14 @@ class Service:
             await asyncio.to_thread(self.spool.remove, blob)
         log.info("operator", verb=verb, id=arguments.get("id"))
         return await self.ledger.read(lambda c: control.describe(c, arguments))
+
+    async def _change_partner(self, verb: str, arguments: Mapping[str, Any], who: str) -> dict[str, Any]:
+        now = datetime.now(UTC)
+        change = await asyncio.to_thread(partners.prepare, self.configuration, verb, arguments, now)
+        await self.ledger.write(lambda c: change.make(c, who, now))
+        await self._renew_keys()
+        log.info("operator", verb=verb, partner=arguments["partner"])
+        return await asyncio.to_thread(partners.description, self.configuration, arguments["partner"], now)
 
     async def _reload(self) -> None:
         """Take over routes, partners, destinations, certificates and users; a bad file changes nothing (R32)."""
@@ -639,7 +688,8 @@ class Service:
             log.warning("needs_restart", key=key)
         keyring = await self._load_keys(new)
         self.configuration = new
-        self.receive.keyring = self.compose.keyring = keyring
+        self._use(keyring)
+        self.freshness.reload(new)
         self.receive.reload(new)
         for stage in (self.store, self.compose, self.submit, self.report):
             stage.reload(new)

@@ -224,6 +224,82 @@ def proof(document: Document) -> RenderableType:
     return Group(head, table, *astray)
 
 
+def partners(document: Document) -> RenderableType:
+    """The partners as a table."""
+    table = _table("partner", "address", "certificate", "until", "days", "from", "state")
+    for one in document["partners"]:
+        found = one["certificate"] or {}
+        table.add_row(
+            Text(plain(one["name"]), style="bold"),
+            Text(plain(one["address"])),
+            Text(found.get("fingerprint", "")[:16]),
+            Text(found.get("not_after", "")[:10]),
+            Text(plain(found.get("days"))),
+            Text(plain(one["source"])),
+            _worth(one),
+        )
+    return table
+
+
+def partner(document: Document) -> RenderableType:
+    """One partner and its certificate."""
+    head = Text.assemble((plain(document["name"]), "bold"), f", {plain(document['address'])}: ", _worth(document))
+    head.append(f", {plain(document['text'])}")
+    parts: list[RenderableType] = [head]
+    parts.append(Text(f"mail from it must be: {document['accept']}; mail to it goes: {document['send']}"))
+    if document["certificate"]:
+        parts += [Text(), _certificate(document["certificate"])]
+        parts.append(Text(f"in {plain(document['file'])}", style="dim"))
+    if document["path"]:
+        parts.append(Text(f"trusted by: {plain(' <- '.join(document['path']))}"))
+    if document["revocation"]:
+        parts.append(Text(f"revocation: {document['revocation']}"))
+    if document["trusted_until"]:
+        parts.append(Text(f"let count until {local(document['trusted_until'])}", style=_STYLES["warning"]))
+    return Group(*parts)
+
+
+def offer(document: Document) -> RenderableType:
+    """A certificate that a person is asked to approve."""
+    head = Text.assemble("For ", (plain(document["partner"]), "bold"), f", from {plain(document['source'])}:")
+    parts: list[RenderableType] = [head, _certificate(document["certificate"])]
+    if document["authorities"]:
+        parts.append(Text(f"with it came: {plain('; '.join(document['authorities']))}"))
+    if document["replaces"]:
+        parts.append(Text(f"it replaces: {document['replaces']}"))
+    parts += [Text.assemble(("note  ", _STYLES["warning"]), plain(one)) for one in document["notes"]]
+    return Group(*parts)
+
+
+def trial(document: Document) -> RenderableType:
+    """What would happen to mail to a partner and from it."""
+    marks = {(True, True): "ok", (False, True): "problem", (True, False): "ok", (False, False): "warning"}
+    ways = (document["out"], document["in"])
+    return Group(*(verdict(marks[one["ok"], one["used"]], document["partner"], one["text"]) for one in ways))
+
+
+def _worth(document: Document) -> Text:
+    style = {"good": "ok", "overdue": "warning", "none": "warning"}.get(document["state"], "problem")
+    return Text(plain(document["state"]), style=_STYLES[style])
+
+
+def _certificate(document: Document) -> RenderableType:
+    table = _table("", "")
+    usages = "not said" if document["usages"] is None else ", ".join(document["usages"])
+    rows = {
+        "subject": document["subject"],
+        "issuer": document["issuer"],
+        "addresses": ", ".join(document["addresses"]) or "none",
+        "valid": f"{document['not_before'][:10]} to {document['not_after'][:10]}, {document['days']} days more",
+        "key": f"{document['key']}, for {usages}",
+        "SHA-256": ":".join(document["fingerprint"][at : at + 4] for at in range(0, 64, 4)),
+    }
+    for name, value in rows.items():
+        table.add_row(Text(name), Text(plain(value)))
+    table.show_header = False
+    return table
+
+
 def reading(document: Document) -> RenderableType:
     """What the gateway would make of one message."""
     outcome = document["outcome"]

@@ -111,7 +111,6 @@ class _Unbuilt:
 _UNBUILT: Final = (
     _Unbuilt("gateway.database", "several nodes on PostgreSQL are not built yet"),
     _Unbuilt("gateway.blobs", "several nodes with shared bytes are not built yet"),
-    _Unbuilt("smime.crl_hosts", "CRLs are not fetched yet, only read from smime.crls", built=((),), blocks=False),
     _Unbuilt("relay.oauth", "the relay is not logged in to by OAuth yet"),
     _Unbuilt("partner.NAME.receipt", "receipts are not asked for yet"),
     _Unbuilt("console.users_file", "the console has no pages yet, only /metrics and /health"),
@@ -306,7 +305,9 @@ def _may_share_a_mail(one: Route, other: Route) -> bool:
 
 def _files(configuration: Configuration) -> Iterator[Advice]:
     for key, path in _secret_files(configuration):
-        if path.exists() and path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+        if key.endswith("key_file"):
+            yield from _private_key(key, path, configuration.gateway.data)
+        elif path.exists() and path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
             yield Advice("warning", f"others may read or write {path}", f"chmod o=,g-w {path}", key)
     data = configuration.gateway.data
     if data.is_dir() and data.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -314,6 +315,22 @@ def _files(configuration: Configuration) -> Iterator[Advice]:
     if not _encrypted(data):
         what = f"{data} does not seem to lie on an encrypted volume"
         yield Advice("warning", what, "put it on one: it holds images and mail", "gateway.data")
+
+
+def _private_key(key: str, path: Path, data: Path) -> Iterator[Advice]:
+    """A private key is its owner's alone; systemd sees to those that it hands over."""
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if credentials and path.resolve().is_relative_to(Path(credentials).resolve()):
+        return
+    try:
+        state = path.stat()
+    except OSError:
+        return
+    allowed = stat.S_IRWXU
+    if state.st_uid == 0 and data.exists() and data.stat().st_uid != 0:
+        allowed |= stat.S_IRGRP  # root's, and handed to the gateway by its group: so the gateway cannot change it
+    if stat.S_IMODE(state.st_mode) & ~allowed:
+        yield Advice("problem", f"others may read the private key {path}", f"chmod go= {path}", key, blocks=True)
 
 
 def _secret_files(configuration: Configuration) -> Iterator[tuple[str, Path]]:

@@ -36,7 +36,12 @@ CODES: Final[dict[str, Code]] = {
     "signer-may-be-revoked": Code(
         _WARNING,
         "No CRL tells whether the signer's certificate is revoked; smime.revocation lets that pass.",
-        "See that a current CRL of the issuer lies in smime.crls.",
+        "Look at what check says of its issuer's CRL.",
+    ),
+    "signer-certificate-overdue": Code(
+        _WARNING,
+        "The signer's certificate has run out; a person lets it count for some days.",
+        "Ask the partner for its new certificate, and import it with dicom-mail partner import.",
     ),
     # the message and its parts
     "too-many-parts": Code(

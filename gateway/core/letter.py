@@ -1,7 +1,7 @@
 """The message that carries a file-set: STD-GEN-MIME (PS3.11 G, PS3.12 K) or STD-GEN-ZIP-MAIL (PS3.11 L).
 
 It has two halves, so that protection can be put between: the header, which travels in clear and holds no patient data,
-and the MIME entity, which begins with its own Content-Type field. In the clear both simply follow each other.
+and the MIME entity, which begins with its own fields. In the clear both simply follow each other.
 Everything is written in one pass, the same bytes each time, and its size is known before.
 """
 
@@ -100,6 +100,8 @@ class Letter:
         headers: Further header fields.
         format: ``mime`` (STD-GEN-MIME) or ``zip`` (STD-GEN-ZIP-MAIL).
         multipart: ``mixed`` or ``related`` (MIM-1 to MIM-3); a ZIP always goes as ``mixed``.
+        protected: Whether the fields stand inside the entity too (RFC 9788): ``clear`` when that is signed, ``cipher``
+            when it is encrypted as well.
     """
 
     sender: str
@@ -117,6 +119,7 @@ class Letter:
     headers: Mapping[str, str] = field(default_factory=dict)
     format: Literal["mime", "zip"] = "mime"
     multipart: Literal["mixed", "related"] = "mixed"
+    protected: Literal["", "clear", "cipher"] = ""
 
 
 def write(file_set: FileSet, letter: Letter, out: BinaryIO) -> None:
@@ -131,7 +134,7 @@ def write(file_set: FileSet, letter: Letter, out: BinaryIO) -> None:
 
 
 def write_header(letter: Letter, out: BinaryIO) -> None:
-    """Write the fields outside of the entity. What follows them is an entity, which begins with its Content-Type.
+    """Write the fields outside of the entity. What follows them is an entity, which has its Content-Type.
 
     Raises:
         GatewayError: A value has a line end.
@@ -140,7 +143,7 @@ def write_header(letter: Letter, out: BinaryIO) -> None:
 
 
 def write_entity(file_set: FileSet, letter: Letter, out: BinaryIO) -> None:
-    """Write the MIME entity, from its Content-Type on: what is signed and encrypted (7bit, CRLF; SMIME-10).
+    """Write the MIME entity, its own fields included: what is signed and encrypted (7bit, CRLF; SMIME-10).
 
     Raises: as ``write``.
     """
@@ -252,6 +255,11 @@ def encoded(size: int) -> int:
 
 def _header(letter: Letter) -> bytes:
     """Encode the header. Fields that a fragment's own header keeps come first, so that joining gives the same bytes."""
+    return b"".join(_fields(letter)) + b"MIME-Version: 1.0\r\n"
+
+
+def _fields(letter: Letter) -> list[bytes]:
+    """Encode all fields that say nothing of the entity's structure."""
     several = f" ({letter.part}/{letter.parts})" if letter.parts > 1 else ""
     subject = letter.subject
     if letter.format == "zip" and ZIP_PHRASE.lower() not in subject.lower():
@@ -267,9 +275,20 @@ def _header(letter: Letter) -> bytes:
         *sorted(letter.headers.items(), key=lambda one: is_inner(one[0].lower())),
         ("Subject", subject + several),
         ("Message-ID", letter.message_id),
-        ("MIME-Version", "1.0"),
     ]
-    return b"".join(_field(name, value) for name, value in fields)
+    return [_field(name, value) for name, value in fields]
+
+
+def _inside(letter: Letter) -> bytes:
+    """Encode the fields once more, for the inside of the protection (RFC 9788 §5.2): a relay can change them outside.
+
+    Nothing is hidden, since nothing in them is about a patient; a reader of encrypted mail is told so field by field.
+    """
+    if not letter.protected:
+        return b""
+    fields = [one for one in _fields(letter) if not one.lower().startswith((b"content-", b"mime-version:"))]
+    outer = [b"HP-Outer: " + one for one in fields] if letter.protected == "cipher" else []
+    return b"".join((*fields, *outer))
 
 
 def _field(name: str, value: str) -> bytes:
@@ -302,7 +321,8 @@ def _opening(letter: Letter, files: int) -> bytes:
     kind = "mixed"
     if letter.multipart == "related" and letter.format == "mime":
         kind = f'related;\r\n type="application/dicom"; start="{_content_id(letter)}"'
-    head = f'Content-Type: multipart/{kind};\r\n boundary="{_delimiter(letter)[2:]}"\r\n\r\n'
+    hp = f'; hp="{letter.protected}"' if letter.protected else ""
+    head = f'Content-Type: multipart/{kind};\r\n boundary="{_delimiter(letter)[2:]}"{hp}\r\n\r\n'
     text = _rendered(letter, files)
     charset, encoding, content = "us-ascii", "7bit", text.encode()
     if _NEEDS_ENCODING.search(text):
@@ -311,7 +331,7 @@ def _opening(letter: Letter, files: int) -> bytes:
         charset, encoding = "utf-8", "quoted-printable"
     head += f"{_delimiter(letter)}\r\nContent-Type: text/plain; charset={charset}\r\n"
     head += f"Content-Transfer-Encoding: {encoding}\r\n\r\n"
-    return head.encode() + content.replace(b"\n", b"\r\n")
+    return _inside(letter) + head.encode() + content.replace(b"\n", b"\r\n")
 
 
 def _rendered(letter: Letter, files: int) -> str:

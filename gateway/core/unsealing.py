@@ -7,7 +7,7 @@ partner must use is not read at all, and what could not be opened has one outwar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from gateway.core.cms.enveloped import Key
 from gateway.core.cms.failure import Failure, ProtectionError
 from gateway.core.cms.opened import ENVELOPES, SIGNATURES, open_message
 from gateway.core.cms.signed import Identity
-from gateway.core.cms.trust import Trust
+from gateway.core.cms.trust import Overdue, Trust
 from gateway.core.cms.verdict import Accept, Expected, Verdict, judge, shortfall
 from gateway.core.reader import Rules
 from gateway.model import Reading, Span
@@ -45,6 +45,7 @@ class Store:
         crls: DER of every CRL at hand.
         revocation: ``soft``, ``hard`` or ``off``.
         grace: How long past its nextUpdate a CRL still counts.
+        overdue: Keys whose certificates count although they have run out.
     """
 
     identities: tuple[tuple[bytes, bytes], ...] = field(default=(), repr=False)
@@ -53,6 +54,7 @@ class Store:
     crls: tuple[bytes, ...] = field(default=(), repr=False)
     revocation: str = "soft"
     grace: timedelta = timedelta(days=7)
+    overdue: tuple[Overdue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def _parsed(store: Store) -> tuple[tuple[Key, ...], Trust]:
     anchors, intermediates = (
         tuple(x509.load_der_x509_certificate(one) for one in some) for some in (store.anchors, store.intermediates)
     )
-    return keys, Trust(anchors, intermediates, crls, store.revocation, store.grace)
+    return keys, Trust(anchors, intermediates, crls, store.revocation, store.grace, store.overdue)
 
 
 def _holds_smime(message: Span, rules: Rules) -> bool:
@@ -180,7 +182,8 @@ def _holds_smime(message: Span, rules: Rules) -> bool:
 
 def document(verdict: Verdict) -> Mapping[str, Any]:
     """Write a verdict as the ledger keeps it and ``queue show`` shows it."""
-    found = asdict(verdict)
+    found = asdict(replace(verdict, gaps=()))
+    del found["gaps"]
     return {**found, "code": None if verdict.code is None else str(verdict.code)}
 
 

@@ -33,7 +33,13 @@ LONGEST_ANSWER: Final = 64 << 20
 """Bytes of one answer: some kilobytes for each of thousands of instances."""
 
 _PR_SET_PDEATHSIG: Final = 1
-_PATHS: Final = frozenset({("pathlib", "PosixPath"), ("pathlib", "Path")})
+_PLAIN: Final = frozenset(
+    {
+        *(("pathlib", name) for name in ("PosixPath", "Path")),
+        *(("datetime", name) for name in ("datetime", "timezone", "timedelta")),
+    }
+)
+"""Types of the standard library that are values and nothing else."""
 
 
 class Workers:
@@ -154,10 +160,10 @@ class _OwnTypes(pickle.Unpickler):
     """Whatever happened in the worker, it cannot make the gateway call anything but its own types."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Allow the gateway's own classes, paths, and the members of an enumeration."""
+        """Allow the gateway's own classes, paths, times, and the members of an enumeration."""
         if (module, name) == ("builtins", "getattr"):
             return _member  # how Python 3.11 writes a member of an enumeration
-        if (module, name) in _PATHS:
+        if (module, name) in _PLAIN:
             return super().find_class(module, name)
         # A name with dots, or one that a module has only imported, would lead to everything there is.
         if module.split(".", 1)[0] == "gateway" and "." not in name:

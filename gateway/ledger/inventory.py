@@ -146,6 +146,20 @@ def _destination(row: Any) -> dict[str, Any]:
     }
 
 
+def original(connection: Connection, key: str) -> str:
+    """Name the bytes of a mail as it came.
+
+    Raises:
+        UnknownItemError: There is no such item, or its bytes are gone.
+    """
+    row = connection.execute(select(message.c.blob, message.c.purged_at).where(message.c.id == key)).one_or_none()
+    if row is None:
+        raise UnknownItemError(f"there is no item {key}", hint="dicom-mail queue list")
+    if row.blob is None or row.purged_at is not None:
+        raise UnknownItemError(f"the mail of {key} is not kept any more")
+    return str(row.blob)
+
+
 def show_item(connection: Connection, key: str, now: datetime) -> dict[str, Any]:
     """Tell the whole story of one item.
 

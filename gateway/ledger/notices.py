@@ -6,7 +6,7 @@ handed once to the webhook and the command, at least once after a crash.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -57,6 +57,27 @@ def close_notice(connection: Connection, at: datetime, kind: str, about: str) ->
     if closed:
         tell(connection, at, "notice-closed", f"notice closed: {kind} {about}", message=_item(about))
     return closed
+
+
+def standing(connection: Connection, kind: str) -> dict[str, str]:
+    """The texts of the open notices of one kind, by what they are about."""
+    return {one.about: one.text for one in open_notices(connection) if one.kind == kind}
+
+
+def keep(connection: Connection, at: datetime, kind: str, wanted: Mapping[str, tuple[str, str]]) -> None:
+    """Have exactly these notices of a kind open: what is new opens, what changed its text opens anew, the rest closes.
+
+    Args:
+        connection: The transaction.
+        at: The time.
+        kind: Their kind.
+        wanted: Text and hint of each, by what it is about.
+    """
+    for about, text in standing(connection, kind).items():
+        if about not in wanted or wanted[about][0] != text:
+            close_notice(connection, at, kind, about)
+    for about, (text, hint) in wanted.items():
+        open_notice(connection, at, kind, about, text, hint)
 
 
 def _item(about: str) -> str | None:

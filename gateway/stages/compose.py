@@ -16,12 +16,12 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final, Literal, Protocol
 
 import structlog
 from sqlalchemy import Connection
@@ -31,7 +31,7 @@ from gateway.core import creator, directory, grouping, header, part10
 from gateway.core import letter as letters
 from gateway.core.cms import keyring as keyrings
 from gateway.core.cms import sealed, trust
-from gateway.core.cms.failure import ProtectionError
+from gateway.core.cms.failure import Failure, ProtectionError
 from gateway.core.cms.sealed import Protection
 from gateway.core.creator import Capacity, Piece, Plan
 from gateway.core.dataset import Stored
@@ -77,6 +77,12 @@ NEXT_TRY: Final = timedelta(seconds=30)
 
 GREETING: Final = 10.0
 """Seconds that COMPOSE waits for the relay to say how big a mail may be."""
+
+LOOK_AGAIN: Final = timedelta(minutes=1)
+"""Until the next look at a collection whose partner's certificate may be revoked, under ``revocation = "hard"``."""
+
+PATIENCE: Final = timedelta(hours=24)
+"""How long such a collection waits for a CRL before it is held."""
 
 ASK_AGAIN: Final = 300.0
 """Seconds in which a relay that did not say so is not asked again: no collection waits for one that is away."""
@@ -355,6 +361,9 @@ class Compose:
             try:
                 protection = await asyncio.to_thread(protect, self.keyring, row.partner, partner, datetime.now(UTC))
             except UnprotectedError as error:  # R21: never in clear, and never with less than was asked for
+                now = datetime.now(UTC)
+                if error.code == Failure.REVOCATION_UNKNOWN and now < row.facts.last_at + PATIENCE:
+                    return now + LOOK_AGAIN
                 await self._hold(row.id, error.code, error.text)
                 return None
             await self._compose(row, partner, protection)
@@ -422,6 +431,7 @@ class Compose:
             headers=partner.headers,
             format=partner.format,
             multipart=partner.multipart,
+            protected=_HEADER_PROTECTION[partner.send],
         )
         if partner.text is None:
             return letter
@@ -485,6 +495,13 @@ NO_IDENTITY: Final = "no-identity"
 NO_CERTIFICATE: Final = "no-certificate"
 
 
+_HEADER_PROTECTION: Final[Mapping[str, Literal["", "clear", "cipher"]]] = {
+    "plain": "",
+    "signed": "clear",
+    "signed+encrypted": "cipher",
+}
+
+
 class UnprotectedError(GatewayError):
     """A mail cannot have the protection that its partner's ``send`` asks for.
 
@@ -508,6 +525,8 @@ def protect(keyring: Keyring, name: str, partner: Partner, now: datetime) -> Pro
     signer = keyrings.signer(keyring.identities, now)
     if signer is None:
         raise UnprotectedError(NO_IDENTITY, "no certificate of ours can sign now")
+    if keyrings.is_revoked(signer, keyring.trust, now):
+        raise UnprotectedError(Failure.REVOKED, "our own certificate is revoked")
     if partner.send == "signed":
         return Protection(signer)
     certificate = keyring.certificate(name, now)

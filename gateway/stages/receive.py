@@ -23,6 +23,7 @@ from sqlalchemy import Connection
 from gateway.config import Configuration, Limits
 from gateway.core import dsn, header, partial, reader, routing, unsealing
 from gateway.core.cms.failure import Failure
+from gateway.core.cms.revocation import Source as CrlSource
 from gateway.core.cms.verdict import Accept
 from gateway.core.cms.verdict import Verdict as Protection
 from gateway.core.coercion import Coercion, Rule
@@ -38,6 +39,7 @@ from gateway.model import (
     Digest,
     Direction,
     Envelope,
+    Finding,
     Fragment,
     Header,
     Instance,
@@ -89,6 +91,14 @@ RunWorker = Callable[[Span, Rules, Path], Awaitable[Reading]]
 
 RunUnsealing = Callable[[Span, Rules, Guard, Path], Awaitable[Unsealed]]
 """Opens, judges and reads a message, likewise."""
+
+
+FetchCrls = Callable[[Sequence[CrlSource]], Awaitable[None]]
+"""Asks for the CRLs that would tell what is unknown of a signer."""
+
+
+async def fetch_none(_: Sequence[CrlSource]) -> None:
+    """Ask nobody."""
 
 
 async def unseal_here(message: Span, rules: Rules, guard: Guard, out: Path) -> Unsealed:
@@ -258,10 +268,13 @@ def _make_anew(folder: Path) -> None:
 
 
 def _remark(reading: Reading, protection: Protection) -> Reading:
-    """Say that nobody knows whether the signer is revoked, where the policy lets that pass."""
-    if protection.revocation != "unknown":
-        return reading
-    return replace(reading, findings=(finding("signer-may-be-revoked"), *reading.findings))
+    """Say what a person or the policy lets pass: a certificate that has run out, or may be revoked."""
+    remarks: tuple[Finding, ...] = ()
+    if protection.revocation == "unknown":
+        remarks += (finding("signer-may-be-revoked"),)
+    if protection.overdue:
+        remarks += (finding("signer-certificate-overdue"),)
+    return replace(reading, findings=(*remarks, *reading.findings)) if remarks else reading
 
 
 class Receive:
@@ -274,6 +287,7 @@ class Receive:
         read: Runs the File-set Reader.
         unseal: Opens, judges and reads what may be protected.
         keyring: Our keys and whom we trust; replaced when they change.
+        fetch: Asks for CRLs, bounded in time; when one comes, the keyring is replaced.
         clock: Tells the time that fragments are waited for; replaced in tests.
     """
 
@@ -287,12 +301,14 @@ class Receive:
         *,
         unseal: RunUnsealing = unseal_here,
         keyring: Keyring | None = None,
+        fetch: FetchCrls | None = None,
     ) -> None:
         self.ledger = ledger
         self.spool = spool
         self.keyring = keyring or Keyring()
         self._read = read
         self._unseal = unseal
+        self._fetch = fetch or fetch_none
         self._clock = clock or (lambda: datetime.now(UTC))
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -461,18 +477,13 @@ class Receive:
 
         Its layers lie in clear in a folder of their own, which goes with this call, whatever happens to the worker.
         """
-        began, now = time.monotonic(), self._clock()
-        folder = self.configuration.gateway.data / "scratch" / "receive" / row.id
-        draft = self.spool.draft()
-        try:
-            await asyncio.to_thread(_make_anew, folder)
-            wanted = guard(self.keyring, self.configuration, decision, now, folder)
-            found = await self._unseal(message, self._rules(decision), wanted, draft.path)
-        except BaseException:
-            draft.discard()
-            raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        began, now, keyring = time.monotonic(), self._clock(), self.keyring
+        found, draft = await self._open_sealed(row, message, decision, now)
+        if found.verdict.gaps:
+            await self._fetch(found.verdict.gaps)
+            if self.keyring is not keyring:  # a CRL came: it may tell what was unknown a moment ago
+                draft.discard()
+                found, draft = await self._open_sealed(row, message, decision, now)
         if found.held is None:
             reading = _remark(without_repetitions(found.reading), found.verdict)
             await self._decide(row, decision, reading, draft, began, found.verdict)
@@ -480,8 +491,24 @@ class Receive:
         draft.discard()
         if found.held is Failure.REVOCATION_UNKNOWN and now < row.received_at + PATIENCE:
             return now + ASK_AGAIN
-        await self._hold(row.id, found.held, f"its protection does not hold: {found.held}", found.verdict)
+        why = ", ".join(dict.fromkeys((found.held, *found.verdict.others)))
+        await self._hold(row.id, found.held, f"its protection does not hold: {why}", found.verdict)
         return None
+
+    async def _open_sealed(
+        self, row: messages.Row, message: Span, decision: routing.Decision, now: datetime
+    ) -> tuple[Unsealed, Draft]:
+        folder = self.configuration.gateway.data / "scratch" / "receive" / row.id
+        draft = self.spool.draft()
+        try:
+            await asyncio.to_thread(_make_anew, folder)
+            wanted = guard(self.keyring, self.configuration, decision, now, folder)
+            return await self._unseal(message, self._rules(decision), wanted, draft.path), draft
+        except BaseException:
+            draft.discard()
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     # Fragments
 

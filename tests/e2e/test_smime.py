@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from crl_server import CrlServer, Page
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from daemon import Daemon
@@ -25,10 +27,22 @@ DAY = timedelta(days=1)
 OURS, THEIRS = "dicom@here.test", "pacs@there.test"
 
 
-def person(address: str, kind: str, days: int = 300, since: int = 30) -> Holder:
-    """A certificate for an address that runs out in so many days."""
+def person(address: str, kind: str, days: int = 300, since: int = 30, crl: str = "") -> Holder:
+    """A certificate for an address that runs out in so many days, and may name where its CRL is to be had."""
+    now, extra = datetime.now(UTC), {}
+    if crl:
+        point = x509.DistributionPoint([x509.UniformResourceIdentifier(crl)], None, None, None)
+        extra["points"] = x509.CRLDistributionPoints([point])
+    until = now + days * DAY
+    return leaf(
+        kind=kind, address=address, since=now - since * DAY, until=until, usages=BOTH, name=address, extra=extra
+    )
+
+
+def revoking(*certificates: x509.Certificate) -> bytes:
+    """The current CRL of the authority."""
     now = datetime.now(UTC)
-    return leaf(kind=kind, address=address, since=now - since * DAY, until=now + days * DAY, usages=BOTH, name=address)
+    return revocations(issuing(), *certificates, since=now - DAY, until=now + 7 * DAY).public_bytes(Encoding.PEM)
 
 
 @dataclass
@@ -52,7 +66,8 @@ class Side:
         if crl is not None:
             (self.folder / "crls" / "issuing.crl").write_bytes(crl)
         folders = f'trust = "{self.folder / "trust"}"\ncrls = "{self.folder / "crls"}"'
-        return f"[smime]\nidentities = [{', '.join(identities)}]\n{folders}\n"
+        hosts = 'crl_hosts = ["127.0.0.1"]'
+        return f"[smime]\nidentities = [{', '.join(identities)}]\n{folders}\n{hosts}\n"
 
 
 class World:
@@ -67,17 +82,19 @@ class World:
         self.postfix = Postfix({"there.test": self.receiver.port})
         self.sender = Daemon({})
 
-    def configure(self, us: list[Holder], them: list[Holder], *, crl: bytes | None = None, accept: str = "") -> None:
-        """Write both configurations. The newest certificate of theirs is the one that we have."""
+    def configure(
+        self, us: list[Holder], them: list[Holder], *, crl: bytes | None = None, here: bytes | None = None
+    ) -> None:
+        """Write both configurations, with the CRL of each side. The last certificate of theirs is the one we have."""
         own = [self.here.identity(one, f"own-{number}") for number, one in enumerate(us)]
         known, _ = them[-1].write(self.here.folder, "partner")
         relay = f'[relay]\nhost = "127.0.0.1"\nport = {self.postfix.port}\ntls = "none"\nsender = "{OURS}"\n'
         partner = f'[partner.there]\naddress = "{THEIRS}"\ncertificate = "{known}"\n'
         # A name of its own: a gateway refuses what bears its own name as mail that goes in circles.
         name = '[gateway]\nname = "here.test"\npostmaster = "it@here.test"\ndata = "data"\n'
-        self.sender.configure({}, name + relay + partner + self.here.smime(*own))
+        self.sender.configure({}, name + relay + partner + self.here.smime(*own, crl=here))
         keys = [self.there.identity(one, f"own-{number}") for number, one in enumerate(them)]
-        partner = f'[partner.here]\naddress = "{OURS}"\naccept = "{accept or "signed+encrypted"}"\n'
+        partner = f'[partner.here]\naddress = "{OURS}"\naccept = "signed+encrypted"\n'
         route = f'[[route]]\nname = "in"\nfrom = "here"\nto = "{THEIRS}"\nstore = ["pacs"]\n'
         pacs = f'[ae.pacs]\ntitle = "{self.pacs.title}"\nhost = "127.0.0.1"\nport = {self.pacs.port}\n'
         self.receiver.configure({}, partner + route + pacs + self.there.smime(*keys, crl=crl))
@@ -141,20 +158,44 @@ def test_a_study_crosses_sealed_and_arrives_with_identical_bytes(
     assert len(shown["instances"]) == 1
 
 
+@pytest.mark.parametrize("fetched", [False, True])
 def test_mail_of_a_revoked_certificate_is_held_and_nothing_is_stored(
-    world: World, samples: Samples, tmp_path: Path
+    world: World, samples: Samples, tmp_path: Path, *, fetched: bool
 ) -> None:
-    """The CRL lies at the receiver; the code says why."""
-    us, them = person(OURS, "rsa-2048/here"), person(THEIRS, "rsa-2048/there")
-    now = datetime.now(UTC)
-    crl = revocations(issuing(), us.certificate, since=now - DAY, until=now + 7 * DAY)
-    world.configure([us], [them], crl=crl.public_bytes(Encoding.PEM))
-    start(world)
-    world.mail(samples, tmp_path)
-    item = world.receiver.await_item(world.arrived(), "held")
+    """The CRL lies at the receiver, or is fetched by it: the code says why, and a person is told."""
+    with CrlServer() as server:
+        us = person(OURS, "rsa-2048/here", crl=server.url("/people.crl") if fetched else "")
+        crl = revoking(us.certificate)
+        server.pages["/people.crl"] = Page(crl)
+        world.configure([us], [person(THEIRS, "rsa-2048/there")], crl=None if fetched else crl, here=revoking())
+        if fetched:
+            world.sender.config.write_text(world.sender.config.read_text("utf-8").replace('127.0.0.1"]', 'x.test"]'))
+        start(world)
+        world.mail(samples, tmp_path)
+        item = world.receiver.await_item(world.arrived(), "held")
     assert item["code"] == "revoked"
+    assert ("held", item["id"]) in world.receiver.notices()
     assert world.pacs.instances() == {}
     assert not list((world.receiver.data / "spool").rglob("*.dcm"))
+
+
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_nothing_is_mailed_with_or_to_a_certificate_that_is_known_to_be_revoked(
+    world: World, samples: Samples, tmp_path: Path, whose: str
+) -> None:
+    """Held at the sender, and a person is told: not signed with it, not encrypted to it, not in clear (R21)."""
+    us, them = person(OURS, "rsa-2048/here"), person(THEIRS, "rsa-2048/there")
+    world.configure([us], [them], here=revoking((us if whose == "ours" else them).certificate))
+    start(world)
+    world.mail(samples, tmp_path)
+    [item] = world.sender.items()
+    assert world.sender.await_item(item["id"], "held")["code"] == "revoked"
+    assert ("held", item["id"]) in world.sender.notices()
+    assert world.receiver.items() == []
+    found = [one for one in world.sender.ask("check")["checks"] if "revoked" in one["text"]]
+    assert {one["mark"] for one in found if one["subject"] == "smime.identities"} == (
+        {"problem"} if whose == "ours" else set()
+    )
 
 
 def test_nothing_is_mailed_with_a_certificate_that_has_run_out(world: World, samples: Samples, tmp_path: Path) -> None:
@@ -165,6 +206,7 @@ def test_nothing_is_mailed_with_a_certificate_that_has_run_out(world: World, sam
     world.mail(samples, tmp_path)
     [item] = world.sender.items()
     assert world.sender.await_item(item["id"], "held")["code"] == "no-identity"
+    assert ("held", item["id"]) in world.sender.notices()
     assert world.receiver.items() == []
 
 
@@ -176,6 +218,7 @@ def test_nothing_is_mailed_to_a_certificate_that_has_run_out(world: World, sampl
     world.mail(samples, tmp_path)
     [item] = world.sender.items()
     assert world.sender.await_item(item["id"], "held")["code"] == "certificate-expired"
+    assert ("held", item["id"]) in world.sender.notices()
     assert world.receiver.items() == []
 
 

@@ -7,11 +7,18 @@ from collections.abc import Callable
 import pki
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed448
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    pkcs7,
+)
 from pki import DAY, NOW, Holder
 
-from gateway.core.cms import keyring
+from gateway.core.cms import keyring, signed
 from gateway.core.cms.signed import Identity
+from gateway.core.cms.trust import Trust
 from gateway.errors import ConfigurationError
 
 
@@ -97,3 +104,42 @@ def test_the_certificate_of_a_partner_is_no_authoritys() -> None:
     assert keyring.partner(found[:2], NOW) == past.certificate
     assert keyring.partner(found[:1], NOW) is None
     assert keyring.partner((plain.certificate,), NOW) == plain.certificate
+
+
+@pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+def test_certificates_in_pkcs7_are_read_too(encoding: Encoding) -> None:
+    """What Windows and many authorities export (.p7b)."""
+    both = [pki.leaf().certificate, pki.issuing().certificate]
+    found = keyring.certificates(pkcs7.serialize_certificates(both, encoding))
+    assert set(found) == set(both)
+
+
+def test_other_cms_is_no_file_of_certificates() -> None:
+    """Encrypted, or cut off."""
+    other = pkcs7.serialize_certificates([pki.leaf().certificate], Encoding.DER).replace(b"\x07\x02", b"\x07\x03", 1)
+    for block in (other, other[:-20]):
+        with pytest.raises(ConfigurationError, match="no certificate"):
+            keyring.certificates(block)
+
+
+def test_an_identity_is_revoked_when_a_crl_says_so() -> None:
+    """Nobody would take what it signs; what nobody knows, or that it leads to no anchor of ours, does not stop it."""
+    anna, issuing = pki.leaf(), pki.issuing()
+    identity = Identity(anna.key, anna.certificate, (issuing.certificate,))
+    crl = pki.revocations(issuing, anna.certificate)
+    for crls, mode, expected in (((crl,), "soft", True), ((), "soft", False), ((), "hard", False)):
+        assert keyring.is_revoked(identity, Trust((pki.root().certificate,), (), crls, mode), NOW) is expected
+    assert not keyring.is_revoked(identity, Trust(()), NOW)
+
+
+def test_a_version_that_does_not_exist_is_refused_like_all_that_cannot_be_read() -> None:
+    """The library has an error of its own for it, of no kind that others are."""
+    crl = pki.revocations(pki.root()).public_bytes(Encoding.DER).replace(b"\x02\x01\x01", b"\x02\x01\x4d", 1)
+    with pytest.raises(ConfigurationError, match="no CRL"):
+        keyring.revocations(crl)
+    certificate = pki.leaf().certificate.public_bytes(Encoding.DER)
+    strange = certificate.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x4d", 1)
+    with pytest.raises(ConfigurationError, match="no certificate"):
+        keyring.certificates(strange)
+    assert signed.load(strange) is None
+    assert signed.load(certificate) is not None

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.serialization import Encoding
 from pki import DAY, NOW, Holder
 
-from gateway.core.cms import algorithms, ber, opened, sealed, signed, verdict
+from gateway.core.cms import algorithms, ber, opened, revocation, sealed, signed, verdict
 from gateway.core.cms.enveloped import Key
 from gateway.core.cms.failure import Failure, ProtectionError
 from gateway.core.cms.opened import Opened
@@ -116,8 +116,19 @@ def test_a_signed_message_shows_exactly_what_was_signed(tmp_path: Path, signer: 
         signer="anna@clinic.test",
         fingerprint=anna.certificate.fingerprint(pki.hashes.SHA256()).hex(),
         revocation="unknown",
+        gaps=revocation.sources([pki.root().certificate, pki.issuing().certificate, anna.certificate]),
     )
     assert left(tmp_path) == []
+
+
+def test_an_unknown_revocation_tells_which_crls_are_missing(tmp_path: Path) -> None:
+    """Under ``soft`` and ``hard`` alike: they are fetched, and it is judged again."""
+    anna = pki.leaf()
+    found = unseal(tmp_path, seal(tmp_path, Protection(identity(anna))))
+    path = [pki.root().certificate, pki.issuing().certificate, anna.certificate]
+    known = Trust((pki.root().certificate,), revocation="hard")
+    refused = verdict.judge(found, Expected("anna@clinic.test"), known, NOW)
+    assert refused == Verdict(signed=True, code=Failure.REVOCATION_UNKNOWN, gaps=revocation.sources(path))
 
 
 @pytest.mark.parametrize("recipient", KINDS)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pki
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from pki import BOTH, DAY, NOW, SIGN, Holder
 
 from gateway.core.cms import trust
 from gateway.core.cms.failure import Failure, ProtectionError
-from gateway.core.cms.trust import Purpose, Standing, Trust
+from gateway.core.cms.trust import Overdue, Purpose, Standing, Trust
 
 
 def anchors(
@@ -328,3 +330,96 @@ def test_the_newest_valid_certificate_is_found() -> None:
     certificates = [one.certificate for one in (past, old, new, future)]
     assert trust.newest(certificates, NOW) == new.certificate
     assert trust.newest([past.certificate], NOW) is None
+
+
+# A certificate that has run out, and that a person lets count
+
+
+def late(holder: Holder, until: timedelta = DAY) -> Trust:
+    """The hospital trusts the root, and lets the key of this certificate count so much longer."""
+    return replace(anchors(), overdue=(Overdue(trust.key_of(holder.certificate), NOW + until),))
+
+
+@pytest.mark.parametrize("purpose", ["sign", "encrypt"])
+def test_a_certificate_counts_after_its_end_for_as_long_as_a_person_lets_it(purpose: Purpose) -> None:
+    """In both directions, and it is on record that it has run out."""
+    past = pki.leaf(until=NOW - DAY)
+    assert check(past, late(past), purpose).overdue
+    assert check(past, late(past, timedelta(0)), purpose).overdue
+    assert code(past, late(past, timedelta(seconds=-1)), purpose) is Failure.CERTIFICATE_EXPIRED
+    assert not check(pki.leaf(), late(pki.leaf()), purpose).overdue
+
+
+def test_only_the_same_key_is_let_count() -> None:
+    """Whoever has another key certified for the same address is not meant."""
+    past, other = pki.leaf(until=NOW - DAY), pki.leaf(until=NOW - DAY, kind="P-256/other")
+    assert code(other, late(past)) is Failure.CERTIFICATE_EXPIRED
+
+
+def test_nothing_else_is_forgiven() -> None:
+    """Revoked, without a path, for another purpose: as ever."""
+    past = pki.leaf(until=NOW - DAY)
+    assert code(past, replace(late(past), crls=fresh(past.certificate))) is Failure.REVOKED
+    assert code(past, replace(late(past), anchors=())) is Failure.UNTRUSTED_ISSUER
+    stranger = pki.leaf(until=NOW - DAY, usages=("key_encipherment",))
+    assert code(stranger, late(stranger)) is Failure.KEY_USAGE
+
+
+def test_a_pinned_certificate_may_be_let_count_too() -> None:
+    """It is its own anchor."""
+    past = pki.issue(pki.Wish(until=NOW - DAY))
+    assert check(past, late(past), pinned=True).path == (past.certificate,)
+
+
+# Anchors that nobody can read
+
+
+def unreadable(name: x509.Name) -> x509.Certificate:
+    """An anchor of this name with an extension of junk: it can be loaded, and a path through it cannot be checked."""
+    junk = x509.UnrecognizedExtension(ExtensionOID.NAME_CONSTRAINTS, b"\x30\x03\xa0\x01\xff")
+    key = pki.key("P-256/junk")
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(NOW - DAY)
+        .not_valid_after(NOW + DAY)
+        .add_extension(junk, critical=True)
+    )
+    return builder.sign(key, hashes.SHA256())
+
+
+def test_an_anchor_that_cannot_be_read_spoils_no_other() -> None:
+    """Not even one that has the name of the good one."""
+    root = pki.root().certificate
+    for bad in (unreadable(root.subject), unreadable(x509.Name([]))):
+        for both in ((bad, root), (root, bad)):
+            assert check(pki.leaf(), replace(anchors(), anchors=both)).path[0] == root
+    alone = replace(anchors(), anchors=(unreadable(root.subject),))
+    assert code(pki.leaf(), alone) in (Failure.UNTRUSTED_ISSUER, Failure.MALFORMED)
+
+
+def test_of_many_anchors_that_cannot_be_read_few_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that fails on all of them together is asked for each that could be meant, and for no other."""
+    asked: list[int] = []
+
+    def build(*arguments: Any) -> tuple[x509.Certificate, ...]:
+        _, _, some, _ = arguments
+        asked.append(len(some))
+        if len(some) > 1:
+            raise ProtectionError(Failure.MALFORMED, "")
+        if some[0] == root:
+            return (root,)
+        raise ProtectionError(Failure.UNTRUSTED_ISSUER, "")
+
+    root = pki.root().certificate
+    monkeypatch.setattr(trust, "_build", build)
+    strangers = [pki.authority(f"Stranger {number}", kind="P-256").certificate for number in range(3)]
+    namesakes = [unreadable(root.subject)]
+    assert check(pki.leaf(), replace(anchors(), anchors=(*strangers, *namesakes, root))).path == (root,)
+    assert asked == [5, 1, 1]
+    asked.clear()
+    assert code(pki.leaf(), replace(anchors(), anchors=(*strangers, *namesakes))) is Failure.MALFORMED
+    assert asked == [4, 1]

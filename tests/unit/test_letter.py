@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -257,3 +258,25 @@ def test_the_halves_make_the_whole(tmp_path: Path) -> None:
         len(header.getvalue()),
         len(entity.getvalue()),
     )
+
+
+@pytest.mark.parametrize("kind", ["clear", "cipher"])
+@pytest.mark.parametrize("form", ["mime", "zip"])
+def test_the_fields_stand_inside_the_protection_too(
+    tmp_path: Path, kind: Literal["clear", "cipher"], form: Literal["mime", "zip"]
+) -> None:
+    """RFC 9788 §2, §5.2: who, to whom and when cannot be changed on the way; MIME's own fields stay its own."""
+    headers = {"X-Partner": "yes", "Content-Language": "en"}
+    one = replace(LETTER, protected=kind, format=form, headers=headers, recipients=("a@x.example", "b@x.example"))
+    files, head, body = file_set(tmp_path, 10, 100), io.BytesIO(), io.BytesIO()
+    letter.write_header(one, head)
+    letter.write_entity(files, one, body)
+    assert letter.entity_size(files, one) == len(body.getvalue())
+    outer = email.message_from_bytes(head.getvalue()).items()
+    inner = email.message_from_bytes(body.getvalue())
+    assert inner.get_param("hp") == kind
+    fields = [(name, value) for name, value in outer if name not in {"MIME-Version", "Content-Language"}]
+    said = [("HP-Outer", f"{name}: {value}") for name, value in fields] if kind == "cipher" else []
+    assert inner.items() == [*fields, *said, ("Content-Type", inner["Content-Type"])]
+    assert {"From", "To", "Date", "Subject", "Message-ID"} <= set(inner.keys())
+    assert len(leaves(inner)) == len(leaves(parsed(files, replace(one, protected=""))))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 from rows import NOW, arrival, stories
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from gateway.ledger import janitor, messages, notices
+from gateway.ledger.tables import event
 
 
 def test_a_notice_opens_once_and_closes_once(connection: Connection) -> None:
@@ -59,3 +60,17 @@ def test_a_full_disk_is_told_of_until_there_is_room(connection: Connection) -> N
         janitor.note_room(connection, NOW, low=low)
         assert [one.kind for one in notices.open_notices(connection)] == ["disk-low"] * low
     assert len(notices.untold(connection)) == 1
+
+
+def test_exactly_the_wanted_notices_of_a_kind_are_open(connection: Connection) -> None:
+    """What is new opens, what changed is told anew, what is over closes; other kinds stay as they are (R33)."""
+    notices.open_notice(connection, NOW, "late", "ledger", "late", "look")
+    notices.keep(connection, NOW, "kind", {"a": ("one", "do"), "b": ("two", "do")})
+    assert notices.standing(connection, "kind") == {"a": "one", "b": "two"}
+    notices.keep(connection, NOW, "kind", {"a": ("one", "do"), "b": ("worse", "do now"), "c": ("new", "do")})
+    assert notices.standing(connection, "kind") == {"a": "one", "b": "worse", "c": "new"}
+    notices.keep(connection, NOW, "kind", {})
+    assert notices.standing(connection, "kind") == {}
+    assert notices.standing(connection, "late") == {"ledger": "late"}
+    told = list(connection.scalars(select(event.c.kind)))
+    assert (told.count("notice-opened"), told.count("notice-closed")) == (5, 4)

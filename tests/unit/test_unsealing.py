@@ -11,14 +11,17 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from pki import NOW
 
-from gateway.core import unsealing
+from gateway.core import letter, unsealing
 from gateway.core.cms import sealed
 from gateway.core.cms.failure import Failure
 from gateway.core.cms.sealed import Protection
 from gateway.core.cms.signed import Identity
+from gateway.core.directory import FileSet, Member, describe
+from gateway.core.letter import Letter
 from gateway.core.reader import Rules
 from gateway.core.unsealing import UNREAD, Guard, Store, Unsealed
 from gateway.model import Span
+from tests.samples import CT, EXPLICIT, dicom_file, meta
 
 RULES = Rules(parts=100, depth=8, header=1 << 16, instance=1 << 20, unpacked=1 << 20, ratio=100)
 HEADER = b"From: anna@clinic.test\r\nMIME-Version: 1.0\r\n"
@@ -78,3 +81,24 @@ def test_a_footer_around_a_signed_message_is_named(tmp_path: Path, guard: Guard)
     bare = unseal(tmp_path, HEADER + ENTITY, guard)
     assert (bare.reading, bare.held) == (UNREAD, Failure.NOT_SIGNED)
     assert unseal(tmp_path, HEADER + ENTITY, replace(guard, accept="any")).held is None
+
+
+@pytest.mark.parametrize(("outside", "held"), [("anna", None), ("eve", Failure.SENDER_ADDRESS_MISMATCH)])
+def test_a_sender_that_was_changed_on_the_way_is_seen_also_when_the_certificate_is_pinned(
+    tmp_path: Path, guard: Guard, outside: str, held: Failure | None
+) -> None:
+    """RFC 9788: what our own letters say of their sender is signed with them; a pin alone binds no address."""
+    anna, name = pki.leaf(), f"{outside}@clinic.test"
+    one = Letter("anna@clinic.test", ("pacs@gw.test",), "<1@clinic.test>", NOW, protected="clear")
+    image, entity, head, out = tmp_path / "image", tmp_path / "entity", io.BytesIO(), io.BytesIO()
+    image.write_bytes(dicom_file())
+    member = Member(CT, "1.2.3.4", "1.2.3", "1.2.3.1", EXPLICIT, Span(image, 0, len(dicom_file())), 132 + len(meta()))
+    files = FileSet((describe(member),))
+    with entity.open("wb") as file:
+        letter.write_entity(files, one, file)
+    letter.write_header(one, head)
+    header = head.getvalue().replace(b"From: anna@", f"From: {outside}@".encode())
+    protection = Protection(Identity(anna.key, anna.certificate, (pki.issuing().certificate,)))
+    sealed.seal(header, Span(entity, 0, entity.stat().st_size), protection, NOW, out)
+    der = anna.certificate.public_bytes(Encoding.DER)
+    assert unseal(tmp_path, out.getvalue(), replace(guard, sender=name, pinned=der)).held is held

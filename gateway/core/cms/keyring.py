@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -10,9 +13,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from gateway.core.cms import trust
+from gateway.core.cms import algorithms, ber, signed, trust
 from gateway.core.cms.algorithms import SigningKey
-from gateway.core.cms.failure import UNREADABLE, ProtectionError
+from gateway.core.cms.ber import Reader
+from gateway.core.cms.failure import UNREADABLE, Failure, ProtectionError, malformed
 from gateway.core.cms.signed import Identity
 from gateway.errors import ConfigurationError
 
@@ -20,26 +24,47 @@ MOST: Final = 1000
 """Certificates that one file may hold."""
 
 _PEM: Final = b"-----BEGIN "
+_PKCS7: Final = re.compile(rb"-----BEGIN (?:PKCS7|CMS)-----([^-]+)-----END")
 
 
 def certificates(block: bytes) -> tuple[x509.Certificate, ...]:
-    """Read the certificates of a file, PEM or DER.
+    """Read the certificates of a file: PEM, DER, or PKCS #7 in one of them.
 
     Raises:
         ConfigurationError: It holds none, or one that cannot be read.
     """
     try:
-        if _PEM in block:
-            found = tuple(x509.load_pem_x509_certificates(block))
-        else:
-            found = (x509.load_der_x509_certificate(block),)
+        found = tuple(_certificates(block))
         for one in found:
             _ = one.extensions, one.subject, one.issuer  # read late, and hostile ones fail only then
-    except UNREADABLE:
+    except (*UNREADABLE, ProtectionError):
         raise ConfigurationError("holds no certificate that can be read") from None
     if not found or len(found) > MOST:
         raise ConfigurationError("holds no certificate that can be read")
     return found
+
+
+def _certificates(block: bytes) -> Sequence[x509.Certificate]:
+    match = _PKCS7.search(block)
+    if match is not None:
+        return _bag(base64.b64decode(match[1]))
+    if _PEM in block:
+        return x509.load_pem_x509_certificates(block)
+    try:
+        return [x509.load_der_x509_certificate(block)]
+    except ValueError:
+        return _bag(block)
+
+
+def _bag(block: bytes) -> Sequence[x509.Certificate]:
+    """Read the certificates of a SignedData without a signature (RFC 5652 §5.1, RFC 8551 §3.8)."""
+    blocks = iter((block,))
+    reader = Reader(lambda _: next(blocks, b""))
+    reader.enter(ber.SEQUENCE)
+    if ber.oid(reader.node(ber.OBJECT_IDENTIFIER)) != algorithms.SIGNED_DATA:
+        malformed("it holds something else")
+    reader.enter(ber.context(0))
+    return signed.read(reader, (), lambda _: None).certificates
 
 
 def revocations(block: bytes) -> x509.CertificateRevocationList:
@@ -104,14 +129,16 @@ def _serves(certificate: x509.Certificate, now: datetime, purpose: trust.Purpose
     return True
 
 
+def is_revoked(identity: Identity, known: trust.Trust, now: datetime) -> bool:
+    """Whether a certificate of ours is revoked: whoever gets mail signed with it would refuse it."""
+    try:
+        trust.check(identity.certificate, identity.chain, known, now, "sign", pinned=True)
+    except ProtectionError as error:
+        return error.code is Failure.REVOKED
+    return False
+
+
 def partner(found: tuple[x509.Certificate, ...], now: datetime) -> x509.Certificate | None:
     """Choose the certificate of a partner: the newest valid one that is no authority's; else the first of them."""
-    leaves = [one for one in found if not _is_authority(one)]
+    leaves = [one for one in found if not trust.is_authority(one)]
     return trust.newest(leaves, now) or next(iter(leaves), None)
-
-
-def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        return False

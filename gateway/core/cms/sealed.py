@@ -57,7 +57,7 @@ def seal(header: bytes, entity: Span, protection: Protection, when: datetime, ou
 
     Args:
         header: The message's own fields with CRLF, without Content-Type and without the empty line.
-        entity: The MIME entity, from its Content-Type on, with CRLF.
+        entity: The MIME entity, its own fields included, with CRLF.
         protection: How.
         when: The signing time.
         out: Gets the message.

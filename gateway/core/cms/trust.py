@@ -7,7 +7,8 @@ that cryptography reads: a large CRL takes milliseconds, and a pool of hostile o
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Sequence
+import hashlib
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -41,10 +42,26 @@ INTERMEDIATES: Final = 8
 """Certificates that are looked at for a path: certvalidator tries every way through them, and with 32 that issued each
 other it does not come to an end."""
 
+AHEAD: Final = timedelta(days=1)
+"""By which the clock of an authority may be ahead of ours."""
+
 _PURPOSES: Final = frozenset({ExtendedKeyUsageOID.EMAIL_PROTECTION, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE})
 _KNOWN_CRL_EXTENSIONS: Final = frozenset(
     {ExtensionOID.ISSUING_DISTRIBUTION_POINT, ExtensionOID.AUTHORITY_KEY_IDENTIFIER, ExtensionOID.CRL_NUMBER}
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A key whose certificate a person lets count for some days after it has run out.
+
+    Attributes:
+        key: As ``key_of`` names it: another key is not meant, whoever has it certified.
+        until: When that ends.
+    """
+
+    key: str
+    until: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +74,7 @@ class Trust:
         crls: Every CRL at hand.
         revocation: ``soft``, ``hard`` or ``off``.
         grace: How long past its nextUpdate a CRL still counts.
+        overdue: Keys whose certificates count although they have run out.
     """
 
     anchors: tuple[x509.Certificate, ...]
@@ -64,6 +82,7 @@ class Trust:
     crls: tuple[x509.CertificateRevocationList, ...] = ()
     revocation: str = "soft"
     grace: timedelta = timedelta(days=7)
+    overdue: tuple[Overdue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +92,24 @@ class Standing:
     Attributes:
         path: From the anchor to it.
         revocation: ``unknown`` where no CRL tells; ``unchecked`` where nobody asked, or it is its own anchor.
+        overdue: It has run out, and a person lets it count.
     """
 
     path: tuple[x509.Certificate, ...]
     revocation: Revocation
+    overdue: bool = False
+
+
+class RevocationUnknownError(ProtectionError):
+    """Under ``hard``: no CRL tells whether a certificate is revoked.
+
+    Attributes:
+        path: From the anchor to it; all else about it is good.
+    """
+
+    def __init__(self, path: tuple[x509.Certificate, ...]) -> None:
+        super().__init__(Failure.REVOCATION_UNKNOWN, "whether its certificate is revoked is not known")
+        self.path = path
 
 
 def check(
@@ -101,21 +134,36 @@ def check(
     Raises:
         ProtectionError: It does not count, or whether it is revoked is unknown under ``hard``.
     """
-    check_leaf(certificate, now, purpose)
+    moment = _moment(certificate, trust, now)
+    overdue = moment != now
+    check_leaf(certificate, moment, purpose)
     try:
-        path = _path(certificate, bag, trust, now)
+        path = find_path(certificate, bag, trust, moment)
     except ProtectionError as error:
         if not pinned or error.code is not Failure.UNTRUSTED_ISSUER:
             raise
         path = (certificate,)
     if trust.revocation == "off" or len(path) == 1:
-        return Standing(path, "unchecked")
+        return Standing(path, "unchecked", overdue)
     states = [_revocation(one, issuer, trust, now) for issuer, one in pairwise(path)]
     if "unknown" not in states:
-        return Standing(path, "good")
+        return Standing(path, "good", overdue)
     if trust.revocation == "hard":
-        raise ProtectionError(Failure.REVOCATION_UNKNOWN, "whether its certificate is revoked is not known")
-    return Standing(path, "unknown")
+        raise RevocationUnknownError(path)
+    return Standing(path, "unknown", overdue)
+
+
+def key_of(certificate: x509.Certificate) -> str:
+    """Name the key of a certificate: SHA-256 of its SubjectPublicKeyInfo, in hexadecimal."""
+    return hashlib.sha256(_key(certificate)).hexdigest()
+
+
+def _moment(certificate: x509.Certificate, trust: Trust, now: datetime) -> datetime:
+    """The moment at which dates are looked at: the last good one of a certificate that a person lets count."""
+    ended = certificate.not_valid_after_utc
+    if now > ended and any(now <= one.until and one.key == key_of(certificate) for one in trust.overdue):
+        return ended
+    return now
 
 
 # The certificate itself
@@ -178,15 +226,63 @@ def is_for(certificate: x509.Certificate, sender: str) -> bool:
 # The path
 
 
-def _path(
+def find_path(
     certificate: x509.Certificate, bag: Iterable[x509.Certificate], trust: Trust, now: datetime
 ) -> tuple[x509.Certificate, ...]:
+    """Find the way from an anchor to a certificate; both ends are in it.
+
+    Raises:
+        ProtectionError: There is none.
+    """
     if not trust.anchors:
         raise ProtectionError(Failure.UNTRUSTED_ISSUER, "no anchor is configured")
     others = _on_the_way(certificate, (*trust.intermediates, *bag))
     try:
+        path = _build(certificate, others, trust.anchors, now)
+    except ProtectionError as error:
+        if error.code is not Failure.MALFORMED:
+            raise
+        path = _build_apart(certificate, others, trust.anchors, now, error)
+    for issuer in path[:-1]:  # every certificate that comes this far could be read
+        usages = _extension(issuer, x509.ExtendedKeyUsage)
+        if usages is not None and _PURPOSES.isdisjoint(usages):
+            raise ProtectionError(Failure.EXTENDED_KEY_USAGE, "one of its issuers is not for mail")
+    return path
+
+
+def _build_apart(
+    certificate: x509.Certificate,
+    others: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    now: datetime,
+    error: ProtectionError,
+) -> tuple[x509.Certificate, ...]:
+    """Try the anchors that a path could begin at one by one: a hostile one must not spoil the others."""
+    names = {one.issuer for one in (certificate, *others)}
+    for anchor in [one for one in anchors if one.subject in names][:INTERMEDIATES]:
+        try:
+            return _build(certificate, others, (anchor,), now)
+        except ProtectionError:
+            continue
+    raise error
+
+
+_WHATEVER: Final = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NameError, NotImplementedError),
+    *(RecursionError, TypeError, ValueError, UnsupportedAlgorithm),
+)
+"""Hostile certificates make the library under certvalidator raise all of these."""
+
+
+def _build(
+    certificate: x509.Certificate,
+    others: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    now: datetime,
+) -> tuple[x509.Certificate, ...]:
+    try:
         context = ValidationContext(
-            trust_roots=[_load(one) for one in trust.anchors],
+            trust_roots=[_load(one) for one in anchors],
             other_certs=[_load(one) for one in others],
             moment=now,
             allow_fetching=False,
@@ -194,21 +290,15 @@ def _path(
             weak_hash_algos={"md2", "md5", "sha1"},
         )
         found = _finish(CertificateValidator(_load(certificate), validation_context=context).async_validate_path())
-        path = tuple(x509.load_der_x509_certificate(one.dump()) for one in found.iter_certs(include_root=True))
+        return tuple(x509.load_der_x509_certificate(one.dump()) for one in found.iter_certs(include_root=True))
     except ExpiredError:
         raise ProtectionError(Failure.CERTIFICATE_EXPIRED, "a certificate of its issuers has run out") from None
     except NotYetValidError:
         raise ProtectionError(Failure.CERTIFICATE_NOT_YET_VALID, "one of its issuers is not yet valid") from None
     except (PathBuildingError, PathValidationError, PathError, ValidationError):
         raise ProtectionError(Failure.UNTRUSTED_ISSUER, "its certificate leads to nobody who is trusted") from None
-    except (ValueError, TypeError, KeyError, AttributeError, UnsupportedAlgorithm, RecursionError):
-        # Hostile certificates make the library under certvalidator raise all of these.
+    except _WHATEVER:
         raise ProtectionError(Failure.MALFORMED, "its certificate cannot be read") from None
-    for issuer in path[:-1]:  # every certificate that comes this far could be read
-        usages = _extension(issuer, x509.ExtendedKeyUsage)
-        if usages is not None and _PURPOSES.isdisjoint(usages):
-            raise ProtectionError(Failure.EXTENDED_KEY_USAGE, "one of its issuers is not for mail")
-    return path
 
 
 def _on_the_way(certificate: x509.Certificate, pool: Iterable[x509.Certificate]) -> list[x509.Certificate]:
@@ -269,9 +359,7 @@ def _revocation(
         ProtectionError: It is revoked; also when the CRL that says so is old.
     """
     state: Literal["good", "unknown"] = "unknown"
-    for crl in trust.crls:
-        if crl.issuer != certificate.issuer or not _is_from(crl, issuer) or not _covers(crl, certificate):
-            continue
+    for crl in of_issuer(issuer, trust.crls, is_ca=is_authority(certificate)):
         entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
         if entry is not None:
             raise ProtectionError(Failure.REVOKED, "its certificate is revoked")
@@ -280,7 +368,17 @@ def _revocation(
     return state
 
 
-def _is_from(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+def of_issuer(
+    issuer: x509.Certificate, crls: Iterable[x509.CertificateRevocationList], *, is_ca: bool
+) -> Iterator[x509.CertificateRevocationList]:
+    """Yield the CRLs that an issuer signed and that are about authorities, or about people."""
+    for crl in crls:
+        if crl.issuer == issuer.subject and is_from(crl, issuer) and _covers(crl, is_ca=is_ca):
+            yield crl
+
+
+def is_from(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+    """Whether an issuer may sign CRLs and signed this one (RFC 5280 §6.3.3)."""
     usage = _extension(issuer, x509.KeyUsage)
     if usage is not None and not usage.crl_sign:
         return False
@@ -288,10 +386,14 @@ def _is_from(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> b
     return isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
 
 
-def _covers(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> bool:
-    """Whether it is a whole CRL about certificates like this one; of what it limits we know no more."""
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Whether a certificate may issue others (RFC 5280 §4.2.1.9)."""
     constraints = _extension(certificate, x509.BasicConstraints)
-    is_ca = constraints is not None and constraints.ca
+    return constraints is not None and constraints.ca
+
+
+def _covers(crl: x509.CertificateRevocationList, *, is_ca: bool) -> bool:
+    """Whether it is a whole CRL about such certificates; of what it limits we know no more."""
     try:
         for extension in crl.extensions:
             if extension.oid not in _KNOWN_CRL_EXTENSIONS and extension.critical:
@@ -312,7 +414,7 @@ def _covers(crl: x509.CertificateRevocationList, certificate: x509.Certificate) 
 
 def _is_current(crl: x509.CertificateRevocationList, now: datetime, grace: timedelta) -> bool:
     until = crl.next_update_utc
-    return crl.last_update_utc <= now + timedelta(days=1) and until is not None and now <= until + grace
+    return crl.last_update_utc <= now + AHEAD and until is not None and now <= until + grace
 
 
 def newest(certificates: Sequence[x509.Certificate], now: datetime) -> x509.Certificate | None:

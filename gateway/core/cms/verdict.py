@@ -14,10 +14,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from gateway.core import header
-from gateway.core.cms import trust
+from gateway.core.cms import revocation, trust
 from gateway.core.cms.failure import Failure, ProtectionError
 from gateway.core.cms.opened import Layer, Opened, Signature
-from gateway.core.cms.trust import Standing, Trust
+from gateway.core.cms.revocation import Source
+from gateway.core.cms.trust import RevocationUnknownError, Standing, Trust
 
 Accept = Literal["any", "signed", "encrypted", "signed+encrypted"]
 
@@ -51,7 +52,9 @@ class Verdict:
         revocation: What is known of that: ``good``, ``unknown`` or ``unchecked``; else None.
         code: Why it does not count; None when nothing is wrong.
         repaired: The signature fits with the line ends that a relay took away.
-        others: Why further signatures do not count, beside the one that does.
+        others: Why further signatures do not count, beside the one that does; or those inside of CBC, when none does.
+        overdue: The certificate has run out, and a person lets it count.
+        gaps: The CRLs that would tell what is unknown.
     """
 
     encrypted: bool = False
@@ -63,6 +66,8 @@ class Verdict:
     code: Failure | None = None
     repaired: bool = False
     others: tuple[Failure, ...] = ()
+    overdue: bool = False
+    gaps: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +93,14 @@ def judge(opened: Opened, expected: Expected, anchors: Trust, now: datetime) -> 
         now: When it arrived.
     """
     good: list[tuple[int, Signature, Standing]] = []
+    gaps: list[Source] = []
     failures: list[Failure] = []
     broken: Failure | None = None  # a layer that somebody changed spoils the whole, whoever signed around it
     for depth, layer in enumerate(opened.layers):
         if layer.kind != "signed":
             continue
         bad: list[Failure] = []
-        found = list(_good(layer, expected, anchors, now, bad))
+        found = list(_good(layer, expected, anchors, now, bad, gaps))
         good += [(depth, *one) for one in found]
         failures += bad
         if not found and broken is None:
@@ -106,7 +112,9 @@ def judge(opened: Opened, expected: Expected, anchors: Trust, now: datetime) -> 
     if code is None and good and not _names(opened.protected, expected.sender):
         code = Failure.SENDER_ADDRESS_MISMATCH
     if code is not None or not good:
-        return Verdict(opened.encrypted, opened.signed, code=code)
+        # What is wrong with the signature inside is why CBC is not believed: a person can mend that.
+        others = tuple(failures) if code is Failure.CBC_WITHOUT_INNER_SIGNATURE else ()
+        return Verdict(opened.encrypted, opened.signed, code=code, others=others, gaps=tuple(gaps))
     _, signature, standing = good[-1]
     assert signature.certificate is not None
     named = trust.addresses(signature.certificate)
@@ -119,6 +127,8 @@ def judge(opened: Opened, expected: Expected, anchors: Trust, now: datetime) -> 
         revocation=standing.revocation,
         repaired=any(layer.repaired for layer in opened.layers),
         others=tuple(failures),
+        overdue=standing.overdue,
+        gaps=tuple(gaps),
     )
 
 
@@ -129,18 +139,24 @@ def _names(protected: Sequence[tuple[str, str]], sender: str) -> bool:
 
 
 def _good(
-    layer: Layer, expected: Expected, anchors: Trust, now: datetime, failures: list[Failure]
+    layer: Layer, expected: Expected, anchors: Trust, now: datetime, failures: list[Failure], gaps: list[Source]
 ) -> Iterator[tuple[Signature, Standing]]:
-    """The signatures of a layer that count; why the others do not goes into ``failures``."""
+    """The signatures of a layer that count; why others do not goes into ``failures``, CRLs that miss into ``gaps``."""
     for signature in layer.signatures:
         if signature.failure is not None:
             failures.append(signature.failure.code)
             continue
         assert signature.certificate is not None
         try:
-            yield signature, _demand(signature.certificate, layer.certificates, expected, anchors, now)
+            standing = _demand(signature.certificate, layer.certificates, expected, anchors, now)
         except ProtectionError as error:
             failures.append(error.code)
+            if isinstance(error, RevocationUnknownError):
+                gaps += revocation.sources(error.path)
+        else:
+            if standing.revocation == "unknown":
+                gaps += revocation.sources(standing.path)
+            yield signature, standing
 
 
 def _demand(
