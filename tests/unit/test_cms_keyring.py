@@ -119,3 +119,12 @@ def test_other_cms_is_no_file_of_certificates() -> None:
     for block in (other, other[:-20]):
         with pytest.raises(ConfigurationError, match="no certificate"):
             keyring.certificates(block)
+
+
+def test_a_certificate_of_a_version_that_does_not_exist_is_refused_in_words() -> None:
+    """The library has an error of its own for it."""
+    block = (
+        pki.leaf().certificate.public_bytes(Encoding.DER).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09", 1)
+    )
+    with pytest.raises(ConfigurationError, match="no certificate"):
+        keyring.certificates(block)

@@ -37,7 +37,7 @@ def certificates(block: bytes) -> tuple[x509.Certificate, ...]:
         found = tuple(_certificates(block))
         for one in found:
             _ = one.extensions, one.subject, one.issuer  # read late, and hostile ones fail only then
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, ProtectionError):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion, ProtectionError):
         raise ConfigurationError("holds no certificate that can be read") from None
     if not found or len(found) > MOST:
         raise ConfigurationError("holds no certificate that can be read")
