@@ -36,7 +36,17 @@ from gateway.edges.storescp import StorageScpDoor
 from gateway.edges.submission import Relay
 from gateway.edges.worker import Workers
 from gateway.errors import ConfigurationError, GatewayError, MailboxError
-from gateway.ledger import deliveries, inventory, janitor, mailboxes, messages, notices, submissions, tickets
+from gateway.ledger import (
+    deliveries,
+    inventory,
+    janitor,
+    mailboxes,
+    messages,
+    notices,
+    pseudonyms,
+    submissions,
+    tickets,
+)
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger, Lock, connect, demand_health
 from gateway.ledger.spool import Spool
@@ -310,8 +320,15 @@ class Service:
             self.scu = Scu(self.configuration)
             self._stamp = await asyncio.to_thread(keys.stamp, self.configuration)
             self.keyring = await self._load_keys(self.configuration)
+            self._search_key = await asyncio.to_thread(pseudonyms.make_key, data)
             self.receive = Receive(
-                self.configuration, self.ledger, self.spool, self._read, unseal=self._unseal, keyring=self.keyring
+                self.configuration,
+                self.ledger,
+                self.spool,
+                self._read,
+                unseal=self._unseal,
+                keyring=self.keyring,
+                search_key=self._search_key,
             )
             self.store = Store(self.configuration, self.ledger, self.spool, self.scu, transcode=self._decode_instance)
             self._make_outbound()
@@ -339,7 +356,9 @@ class Service:
     def _make_outbound(self) -> None:
         configuration = self.configuration
         relay = Relay(configuration.relay, configuration.gateway.name) if configuration.relay else None
-        self.compose = Compose(configuration, self.ledger, self.spool, relay, keyring=self.keyring)
+        self.compose = Compose(
+            configuration, self.ledger, self.spool, relay, keyring=self.keyring, search_key=self._search_key
+        )
         self.submit = Submit(configuration, self.ledger, self.spool, relay)
         self.report = Report(configuration, self.ledger, self.spool, relay)
 

@@ -19,7 +19,7 @@ from gateway.ledger.ledger import Ledger
 from gateway.ledger.messages import MISMATCH
 from gateway.ledger.notices import close_notice, open_notice
 from gateway.ledger.spool import Spool
-from gateway.ledger.tables import collection, delivery, event, finding, instance, message, submission, total
+from gateway.ledger.tables import collection, delivery, event, finding, instance, message, pseudonym, submission, total
 from gateway.model import Direction, Outcome
 
 ORPHAN_AGE: Final = timedelta(hours=24)
@@ -139,7 +139,7 @@ def _purge_rows(connection: Connection, before: datetime) -> int:
         counts = select(table.c.outcome, func.count()).where(column.in_(keys)).group_by(table.c.outcome)
         for outcome, count in connection.execute(counts).all():
             _add_total(connection, unit, outcome, count)
-    for table in (delivery, instance, submission, collection, finding, event):
+    for table in (delivery, instance, submission, collection, finding, pseudonym, event):
         connection.execute(delete(table).where(table.c.message.in_(keys)))
     fragments.forget(connection, keys)
     connection.execute(delete(message).where(message.c.id.in_(keys)))
