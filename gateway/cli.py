@@ -458,6 +458,57 @@ def resume(context: typer.Context, ae: AeName, as_json: AsJson = False, config: 
     _answer(_call(context, config, "resume", ae=ae), as_json, "destination")
 
 
+Since = Annotated[
+    str | None, typer.Option("--since", metavar="T", help="Not before this: 2h, 7d, 2026-11-23 or 2026-11-23T18:00.")
+]
+
+
+@app.command(epilog="Example: dicom-mail explain --patient 4711; or: dicom-mail explain --from clinic-a --since 2h")
+def explain(
+    context: typer.Context,
+    *,
+    word: Annotated[
+        str | None, typer.Argument(metavar="[WORD]", help="Study or SOP Instance UID, Message-ID, or queue id.")
+    ] = None,
+    patient: Annotated[str | None, typer.Option(metavar="ID", help="What has this Patient ID.")] = None,
+    accession: Annotated[str | None, typer.Option(metavar="N", help="What has this accession number.")] = None,
+    sender: Annotated[
+        str | None, typer.Option("--from", metavar="PARTNER", help="What this partner, address or AE title sent.")
+    ] = None,
+    since: Since = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Tell in plain words where a study, a patient's images or a mail are, what comes next, and what you can do.
+
+    Use it when somebody calls. It reads the ledger alone. Patients are found by keyed hashes: what you type is neither
+    kept nor shown. The exit code is 1 when nothing is known of it.
+    """
+    configuration = _configuration(context, config)
+    from gateway import searching
+
+    known = {"word": word, "patient": patient, "accession": accession, "sender": sender, "since": since}
+    _answer(searching.explain(configuration, **known), as_json, "explanation")
+
+
+@app.command(epilog="Example: dicom-mail events --since 7d --json")
+def events(context: typer.Context, since: Since = None, as_json: AsJson = False, config: Config = None) -> None:
+    """List who sent what to whom and when, and who did what here, the oldest first.
+
+    Use it as the list of exports and imports that data protection asks for. It names no patient.
+    """
+    configuration = _configuration(context, config)
+    from gateway import searching, story
+
+    found = searching.events(configuration, since)
+    if as_json:
+        for piece in searching.as_json(found):
+            sys.stdout.write(piece)
+        return
+    for one in found:
+        _show(story.event(one))
+
+
 @app.command(epilog="Example: dicom-mail reconcile --json")
 def reconcile(context: typer.Context, as_json: AsJson = False, config: Config = None) -> int:
     """Prove that everything taken in is accounted for.
@@ -542,8 +593,6 @@ def list_users(context: typer.Context, door: AtDoor = Door.SMTP, config: Config 
 # Not built yet: whoever builds one deletes its row
 
 _UNBUILT: Final = (
-    ("explain", "Tell in plain words where a study, an image or a mail is."),
-    ("events", "List who sent what to whom, and who did what here."),
     ("partner", "Look at partners and import their certificates."),
     ("init", "Write a first configuration."),
     ("backup", "Write a backup of ledger and spool."),

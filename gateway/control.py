@@ -14,7 +14,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.config import Configuration
 from gateway.errors import GatewayError, LedgerError, UsageError
 from gateway.ledger import deliveries, inventory, verbs
-from gateway.ledger.ledger import Lock, connect
+from gateway.ledger.ledger import Lock, connect, schema
 from gateway.ledger.spool import held_bytes, wipe
 from gateway.ledger.tables import metadata
 
@@ -92,6 +92,17 @@ _QUESTIONS: Final[Mapping[str, Callable[[Connection, Path, Mapping[str, Any]], D
 
 
 def _ask(configuration: Configuration, verb: str, arguments: Mapping[str, Any]) -> Document:
+    with reading(configuration) as connection:
+        return _QUESTIONS[verb](connection, spool_root(configuration), arguments)
+
+
+@contextlib.contextmanager
+def reading(configuration: Configuration) -> Iterator[Connection]:
+    """Read the ledger beside whoever writes it; everything is seen at one moment.
+
+    Raises:
+        LedgerError: It cannot be read, or it is of another release.
+    """
     path = configuration.gateway.data / "ledger.sqlite"
     try:
         exists = path.exists()
@@ -105,9 +116,10 @@ def _ask(configuration: Configuration, verb: str, arguments: Mapping[str, Any]) 
                 connection.execute(text("PRAGMA busy_timeout = 10000"))
                 # Without it each question would see another moment, and the proof would not add up beside a writer.
                 connection.execute(text("BEGIN"))
+                _demand_release(connection, path)
             else:
                 metadata.create_all(connection)
-            return _QUESTIONS[verb](connection, spool_root(configuration), arguments)
+            yield connection
     except GatewayError:
         raise
     except Exception as error:
@@ -117,6 +129,15 @@ def _ask(configuration: Configuration, verb: str, arguments: Mapping[str, Any]) 
         ) from error
     finally:
         engine.dispose()
+
+
+def _demand_release(connection: Connection, path: Path) -> None:
+    current, wanted = schema(connection)
+    if current is not None and current != wanted:
+        raise LedgerError(
+            f"the ledger {path} is of an earlier release (schema {current}, this one has {wanted})",
+            hint="start the gateway of this release once: it brings the ledger up to date",
+        )
 
 
 # Changes

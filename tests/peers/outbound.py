@@ -133,7 +133,7 @@ class Image:
     data_set_sha256: str
     data_set: int
     draft: Draft
-    identity: Identity = Identity()
+    identity: Identity = field(default_factory=Identity)
 
 
 @dataclass
