@@ -63,7 +63,6 @@ Config = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 ItemId = Annotated[str, typer.Argument(metavar="ID", help="As queue list shows it: in-… or out-….")]
-AeName = Annotated[str, typer.Argument(metavar="AE", help="The NAME of its section [ae.NAME].")]
 
 
 class Door(StrEnum):
@@ -446,16 +445,82 @@ def resolve(
     _answer(_call(context, config, "resolve", id=item, verdict=verdict), as_json, "item")
 
 
+LaneName = Annotated[
+    str | None, typer.Argument(metavar="AE", help="The NAME of its section [ae.NAME]; or relay.", show_default=False)
+]
+Everything = Annotated[bool, typer.Option("--all", help="Every destination, and the relay.")]
+
+
+def _switch(context: typer.Context, config: Path | None, verb: str, ae: str | None, *, everything: bool) -> Any:
+    """Pause or resume one lane, or all; return the document, or the documents of all."""
+    if (ae is None) != everything:
+        raise UsageError("expected either AE or --all")
+    configuration = _configuration(context, config)
+    from gateway import control
+
+    if ae is not None:
+        return control.call(configuration, verb, ae=ae)
+    return [control.call(configuration, verb, ae=name) for name in control.lanes(configuration)]
+
+
+def _answer_lanes(answer: Any, as_json: bool) -> None:
+    if isinstance(answer, dict):
+        _answer(answer, as_json, "destination")
+    elif as_json:
+        _print_json({"destinations": answer})
+    else:
+        for one in answer:
+            _answer(one, as_json, "destination")
+
+
 @queue.command(epilog="Example: dicom-mail queue pause pacs")
-def pause(context: typer.Context, ae: AeName, as_json: AsJson = False, config: Config = None) -> None:
+def pause(
+    context: typer.Context,
+    ae: LaneName = None,
+    everything: Everything = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
     """Send nothing to a destination until it is resumed. Mail is still taken in."""
-    _answer(_call(context, config, "pause", ae=ae), as_json, "destination")
+    _answer_lanes(_switch(context, config, "pause", ae, everything=everything), as_json)
 
 
 @queue.command(epilog="Example: dicom-mail queue resume pacs")
-def resume(context: typer.Context, ae: AeName, as_json: AsJson = False, config: Config = None) -> None:
-    """Send to a paused destination again."""
-    _answer(_call(context, config, "resume", ae=ae), as_json, "destination")
+def resume(
+    context: typer.Context,
+    ae: LaneName = None,
+    everything: Everything = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Send to a paused destination again.
+
+    Use it also after a restore: then all lanes start paused, so that nothing is sent a second time.
+    """
+    _answer_lanes(_switch(context, config, "resume", ae, everything=everything), as_json)
+
+
+@app.command(epilog="Example: dicom-mail backup /srv/backup/2026-11-23")
+def backup(
+    context: typer.Context,
+    target: Annotated[Path, typer.Argument(metavar="DEST", help="A new folder.")],
+    with_keys: Annotated[
+        bool, typer.Option("--with-keys", help="Also the secrets of the data folder: search.key and tokens.")
+    ] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> int:
+    """Write a backup of ledger and spool, while the gateway works, and verify it.
+
+    It holds images of patients: treat it like the PACS. A gateway that starts on it sends nothing until a person says
+    queue resume. The exit code is 1 when it could not be made or the conservation proof does not hold in it.
+    """
+    configuration = _configuration(context, config)
+    from gateway import backup as backups
+
+    document = backups.make(configuration, target, with_keys=with_keys)
+    _answer(document, as_json, "backup")
+    return 1 if document["unaccounted"] else 0
 
 
 Since = Annotated[
@@ -595,7 +660,6 @@ def list_users(context: typer.Context, door: AtDoor = Door.SMTP, config: Config 
 _UNBUILT: Final = (
     ("partner", "Look at partners and import their certificates."),
     ("init", "Write a first configuration."),
-    ("backup", "Write a backup of ledger and spool."),
     ("conformance", "Print the DICOM conformance statement."),
 )
 

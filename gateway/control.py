@@ -26,9 +26,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.config import Configuration
 from gateway.errors import GatewayError, LedgerError, UsageError
-from gateway.ledger import deliveries, inventory, verbs
+from gateway.ledger import deliveries, inventory, restoration, verbs
 from gateway.ledger.ledger import Lock, connect, schema
 from gateway.ledger.spool import held_bytes, wipe
+from gateway.ledger.submissions import RELAY
 from gateway.ledger.tables import metadata
 
 log = structlog.get_logger(__name__)
@@ -165,7 +166,7 @@ def change(connection: Connection, verb: str, arguments: Mapping[str, Any], who:
         case "resolve", {"id": key, "verdict": ("delivered" | "resend" | "dropped") as verdict}:
             verbs.resolve(connection, key, verdict, now, who)
         case (("pause" | "resume"), {"ae": name}):
-            deliveries.pause(connection, name, verb == "pause", now, who)
+            restoration.pause(connection, name, verb == "pause", now, who)
         case _:
             raise UsageError(f"there is no verb {verb} with these arguments")
     return []
@@ -176,17 +177,36 @@ def describe(connection: Connection, arguments: Mapping[str, Any]) -> Document:
     if "id" in arguments:
         return inventory.show_item(connection, arguments["id"], datetime.now(UTC))
     condition = deliveries.condition(connection, arguments["ae"])
-    return {"name": condition.name, "paused": condition.paused, "trouble": condition.trouble}
+    return {"name": lane_name(condition.name), "paused": condition.paused, "trouble": condition.trouble}
 
 
-def _demand_destination(configuration: Configuration, arguments: Mapping[str, Any]) -> None:
-    if "ae" in arguments and arguments["ae"] not in configuration.ae:
-        known = ", ".join(configuration.ae) or "none"
-        raise GatewayError(f"there is no destination {arguments['ae']}", hint=f"configured: {known}")
+def lanes(configuration: Configuration) -> list[str]:
+    """Every lane there is: the destinations, and the relay."""
+    return [*configuration.ae, *([RELAY] if configuration.relay is not None else [])]
+
+
+def lane_name(lane: str) -> str:
+    """What people call a lane."""
+    return "relay" if lane == RELAY else lane
+
+
+def resolve_lane(configuration: Configuration, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Find the lane that a person names: a destination, or the relay where no destination is called so.
+
+    Raises:
+        GatewayError: There is no such lane.
+    """
+    name = arguments.get("ae")
+    if name is None or name in lanes(configuration):
+        return dict(arguments)
+    if name != lane_name(RELAY) or configuration.relay is None:
+        known = ", ".join(map(lane_name, lanes(configuration))) or "none"
+        raise GatewayError(f"there is no destination {name}", hint=f"configured: {known}")
+    return {**arguments, "ae": RELAY}
 
 
 def _do_alone(configuration: Configuration, verb: str, arguments: Mapping[str, Any]) -> Document:
-    _demand_destination(configuration, arguments)
+    arguments = resolve_lane(configuration, arguments)
     lock = Lock(configuration.gateway.data)
     try:
         engine = connect(ledger_url(configuration))

@@ -44,6 +44,7 @@ from gateway.ledger import (
     messages,
     notices,
     pseudonyms,
+    restoration,
     submissions,
     tickets,
 )
@@ -407,6 +408,8 @@ class Service:
             await self.ledger.read(demand_health)
             self.store.not_before = self.submit.not_before = now + GRACE_AFTER_CRASH
             log.warning("recovered", reason="unclean-stop")
+        if kind := await self.ledger.write(lambda c: restoration.begin(c, control.lanes(self.configuration), now)):
+            log.warning("lanes_paused", reason=kind)
         await self.ledger.write(lambda c: deliveries.orphan(c, self.configuration.ae, now))
         lanes = [submissions.LANE, *(f"store:{name}" for name in self.configuration.ae)]
         # Marks of a former life are doubts even where nothing waits any more: every lane looks once.
@@ -603,6 +606,7 @@ class Service:
     async def _chores(self, due: dict[str, datetime], now: datetime) -> None:
         limits = self.configuration.limits
         if _is_due(due, "reissue", now, REISSUE_EVERY):
+            await self.ledger.write(lambda c: restoration.see(c, now))
             await self.janitor.reissue(now)
         if _is_due(due, "ask", now, ASK_EVERY) and not self._asking_idle:
             self._asking_idle = True
@@ -619,11 +623,7 @@ class Service:
         if verb == "send":
             paths = [Path(path) for path in arguments["files"]]
             return {"reasons": await self.compose.take_files(arguments["partner"], paths, who)}
-        name = arguments.get("ae")
-        if name is not None and name not in self.configuration.ae:
-            raise GatewayError(
-                f"there is no destination {name}", hint=f"configured: {', '.join(self.configuration.ae)}"
-            )
+        arguments = control.resolve_lane(self.configuration, arguments)
         blobs = await self.ledger.write(lambda c: control.change(c, verb, arguments, who))
         for blob in blobs:
             await asyncio.to_thread(self.spool.remove, blob)

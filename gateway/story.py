@@ -200,6 +200,19 @@ def explanation(document: Document) -> RenderableType:
     return Group(*parts)
 
 
+def backup(document: Document) -> RenderableType:
+    """What a backup holds, and what it does not."""
+    size = f"{document['size'] / 10**6:.1f} MB"
+    lines = [Text(f"{_count(document['items'], 'item')} in {_count(document['files'], 'file')}, {size}, verified")]
+    lines.append(Text(f"It lies in {plain(document['folder'])} and holds images of patients.", style="bold"))
+    if not document["keys"]:
+        lines.append(Text("The keys are not in it: with --with-keys they are."))
+    if document["unaccounted"]:
+        text = f"{document['unaccounted']} items are unaccounted for in it: dicom-mail reconcile"
+        lines.append(Text(text, style=_STYLES["problem"]))
+    return Group(*lines)
+
+
 def event(document: Document) -> RenderableType:
     """One line of the list of what went in and out."""
     way = {"in": "from", "out": "for"}.get(document["direction"], "")
