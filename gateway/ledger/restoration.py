@@ -49,6 +49,7 @@ def see(connection: Connection, now: datetime) -> None:
         if until is not None and datetime.fromisoformat(until) <= now:
             for name in json.loads(stopped)["lanes"]:
                 pause(connection, name, False, now, "the gateway")
+            _end(connection, now)
 
 
 def begin(connection: Connection, lanes: Iterable[str], now: datetime) -> str | None:
@@ -63,13 +64,13 @@ def begin(connection: Connection, lanes: Iterable[str], now: datetime) -> str | 
     if backup is not None:
         kind = "restored"
         text = f"the ledger is a backup of {_minute(backup)}: all lanes are paused, so that nothing is sent again"
-        _stop(connection, lanes, None, text, now)
+        _stop(connection, lanes, None, now)
         open_notice(connection, now, "restored", _ABOUT, text, _HINT)
         connection.execute(delete(fact).where(fact.c.name == _BACKUP))
     elif seen is not None and datetime.fromisoformat(seen) > now + TOLERANCE:
         kind = "clock-back"
         text = f"the clock went back from {_minute(seen)}: all lanes are paused, so that nothing is sent again"
-        _stop(connection, lanes, seen, text, now)
+        _stop(connection, lanes, seen, now)
         hint = f"set the clock right, and they go on by themselves; or {_HINT}"
         open_notice(connection, now, "clock-back", _ABOUT, text, hint)
     else:
@@ -91,22 +92,37 @@ def pause(connection: Connection, name: str, paused: bool, now: datetime, who: s
     document["lanes"] = [lane for lane in document["lanes"] if lane != name]
     if document["lanes"]:
         _remember(connection, _STOPPED, json.dumps(document))
-        return
+    else:
+        _end(connection, now)
+
+
+def _end(connection: Connection, now: datetime) -> None:
     connection.execute(delete(fact).where(fact.c.name == _STOPPED))
     for kind in ("restored", "clock-back"):
         close_notice(connection, now, kind, _ABOUT)
 
 
-def _stop(connection: Connection, lanes: Iterable[str], until: str | None, why: str, now: datetime) -> None:
-    """Pause what runs. What a person had paused stays a person's."""
-    before = _recall(connection, _STOPPED)
-    mine = json.loads(before)["lanes"] if before else []
+def _stop(connection: Connection, lanes: Iterable[str], until: str | None, now: datetime) -> None:
+    """Pause what runs; remember which lanes wait for the notice to end, and until when at most.
+
+    Args:
+        connection: The transaction.
+        lanes: All of them.
+        until: From when on they go on by themselves, where what a person had paused stays paused; None: never.
+        now: When it is.
+    """
+    before = json.loads(_recall(connection, _STOPPED) or '{"lanes": [], "until": ""}')
+    mine = list(before["lanes"])
     for name in lanes:
-        if not deliveries.condition(connection, name).paused:
+        running = not deliveries.condition(connection, name).paused
+        if running:
             pause(connection, name, True, now, "the gateway")
+        if name not in mine and (running or until is None):
             mine.append(name)
-    if mine:
-        _remember(connection, _STOPPED, json.dumps({"lanes": mine, "until": until, "why": why}))
+    # Who waits for a person's word does not go on by itself because of a second accident.
+    _remember(
+        connection, _STOPPED, json.dumps({"lanes": mine, "until": until if before["until"] is not None else None})
+    )
 
 
 def _recall(connection: Connection, name: str) -> str | None:
