@@ -47,6 +47,12 @@ def ledger_url(configuration: Configuration) -> str:
     return f"sqlite:///{configuration.gateway.data / 'ledger.sqlite'}"
 
 
+def ledger_files(configuration: Configuration) -> list[Path]:
+    """The files of the ledger, some of which may not be there."""
+    path = configuration.gateway.data / "ledger.sqlite"
+    return [path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")]
+
+
 def spool_root(configuration: Configuration) -> Path:
     """Where the bytes of a configuration lie."""
     return configuration.gateway.data / "spool"

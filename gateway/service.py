@@ -11,6 +11,7 @@ import contextlib
 import shutil
 import signal
 import ssl
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -333,6 +334,7 @@ class Service:
             )
             self.store = Store(self.configuration, self.ledger, self.spool, self.scu, transcode=self._decode_instance)
             self._make_outbound()
+            self.readings.stores, self.readings.submissions = self.store.throughput, self.submit.throughput
             self.janitor = Janitor(self.ledger, self.spool)
             self.carrier = Carrier(
                 self.ledger,
@@ -414,6 +416,7 @@ class Service:
         lanes = [submissions.LANE, *(f"store:{name}" for name in self.configuration.ae)]
         # Marks of a former life are doubts even where nothing waits any more: every lane looks once.
         await self.ledger.write(lambda c: tickets.put_all(c, lanes, now))
+        self._told, _ = await self.ledger.read(lambda c: inventory.delivered_after(c, sys.maxsize))
         await self.janitor.reissue(now)
 
     async def _end(self) -> None:
@@ -566,7 +569,8 @@ class Service:
 
     async def _look_once(self, due: dict[str, datetime]) -> None:
         now = datetime.now(UTC)
-        self.readings.free_bytes = self.spool.free()
+        self.readings.free_bytes, self.readings.capacity = self.spool.free(), self.spool.capacity
+        self.readings.ledger_bytes = _size_of(control.ledger_files(self.configuration))
         low = self.readings.free_bytes < self.receive.floor
 
         def note(connection: Connection) -> None:
@@ -576,6 +580,8 @@ class Service:
         await self.ledger.write(note)
         await self._renew_keys()
         self.readings.census = await self.ledger.read(lambda c: inventory.census(c, now, self.configuration.ae))
+        self._told, delivered = await self.ledger.read(lambda c: inventory.delivered_after(c, self._told))
+        self.readings.latencies.add(delivered)
         self.readings.heartbeat = now.timestamp()
         if not self._paging:
             self._paging = True
@@ -607,6 +613,7 @@ class Service:
         limits = self.configuration.limits
         if _is_due(due, "reissue", now, REISSUE_EVERY):
             await self.ledger.write(lambda c: restoration.see(c, now))
+            self.readings.partners = await self.ledger.read(inventory.partners)
             await self.janitor.reissue(now)
         if _is_due(due, "ask", now, ASK_EVERY) and not self._asking_idle:
             self._asking_idle = True
@@ -616,6 +623,7 @@ class Service:
             await self.janitor.sweep(now)
         if _is_due(due, "prove", now, PROVE_EVERY):
             await self.janitor.prove(now)
+            self.readings.unaccounted, self.readings.proved = self.janitor.unaccounted, now.timestamp()
 
     # What a person asks of the running daemon
 
@@ -677,6 +685,14 @@ def _begin(connection: Connection, now: datetime) -> bool:
         connection.execute(delete(fact).where(fact.c.name == _RUNNING))
     connection.execute(insert(fact).values(name=_RUNNING, value=now.isoformat()))
     return crashed
+
+
+def _size_of(files: Sequence[Path]) -> int:
+    size = 0
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
 
 def _is_due(due: dict[str, datetime], name: str, now: datetime, every: timedelta) -> bool:

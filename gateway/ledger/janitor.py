@@ -43,6 +43,9 @@ class Janitor:
         self.ledger = ledger
         self.spool = spool
         self._suspects: set[str] = set()
+        self.unaccounted: int | None = None
+        """What the last proof could not account for; None before the first."""
+        self.proved_at: datetime | None = None
 
     async def reissue(self, now: datetime) -> int:
         """Put a ticket for each row that wants work and has none, and pull in those far ahead; return how many."""
@@ -80,6 +83,8 @@ class Janitor:
     async def prove(self, now: datetime) -> bool:
         """Make the conservation proof, and open a notice when it does not hold (R34)."""
         document = await self.ledger.read(lambda c: inventory.reconcile(c, self.spool.has))
+        self.unaccounted = document["unaccounted"] + document["instances"]["unaccounted"]
+        self.proved_at = now
         good: bool = document["unaccounted"] == 0 and document["instances"]["unaccounted"] == 0
 
         def note(connection: Connection) -> None:
