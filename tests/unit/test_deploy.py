@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from peer import absent
 
 from gateway import metrics
 from gateway.edges import storescp
@@ -85,8 +86,10 @@ def test_panels_lie_side_by_side_and_have_numbers_of_their_own() -> None:
     assert max(x for x, _ in cells) < 24
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (package prometheus)")
+@pytest.mark.peer
 def test_prometheus_takes_the_rules() -> None:
     """By its own tool, expressions and templates included."""
+    if shutil.which("promtool") is None:
+        absent("prometheus is not installed: tests/peers/install")
     done = subprocess.run(["promtool", "check", "rules", str(RULES)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
