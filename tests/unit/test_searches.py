@@ -11,13 +11,17 @@ from rows import NOW, arrival, instance, queue, send
 from sqlalchemy import Connection
 
 from gateway.core import pseudonym
+from gateway.core.grouping import Rules
 from gateway.core.pseudonym import Identity
-from gateway.ledger import deliveries, janitor, messages, notices, pseudonyms, searches, verbs
+from gateway.ledger import collections, deliveries, janitor, messages, notices, pseudonyms, searches, verbs
+from gateway.ledger.collections import Arrival, Course
 from gateway.ledger.searches import NothingFoundError, Wanted
 from gateway.model import Outcome
 
 HOUR = timedelta(hours=1)
 KEY = b"k" * 32
+RULES = Rules(timedelta(minutes=1), HOUR, 10**9)
+COURSE = Course("out", (("clinic-b", "b@clinic-b.example"),), RULES, urgent=False, late=HOUR)
 
 
 def found(connection: Connection, **wanted: Any) -> list[str]:
@@ -127,3 +131,21 @@ def test_events_are_listed_page_by_page_up_to_a_moment(connection: Connection, m
     assert listed[0] | {"partner": "clinic-a", "door": "smtp", "peer": "192.0.2.1", "direction": "in"} == listed[0]
     assert (listed[2]["destination"], listed[4]["who"]) == ("pacs", "eve")
     assert [one.kind for one in searches.events(connection, NOW + HOUR, first)] == ["destination-paused"]
+
+
+def test_a_collection_is_found_by_all_its_instances(connection: Connection) -> None:
+    """Over several bursts, and the same number is kept once."""
+
+    def take(number: int, *words: str) -> None:
+        one = replace(instance(number), pseudonyms=words)
+        came = Arrival(one, f"h/{number}.dcm", COURSE, "storescp", "192.0.2.1", "CT1", "OUT", NOW)
+        collections.accept(connection, [came])
+
+    take(1, "a" * 32)
+    take(2, "a" * 32)
+    take(3, "a" * 32, "b" * 32)
+    [key] = found(connection, sender="CT1")
+    assert pseudonyms.known(connection, key) == {"a" * 32, "b" * 32}
+    assert found(connection, digests=("b" * 32,)) == [key]
+    [item] = searches.explain(connection, Wanted(key), NOW)["items"]
+    assert item["next"]["text"].startswith("Its mails are written")
