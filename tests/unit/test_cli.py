@@ -121,7 +121,19 @@ def test_no_verb_shows_help_and_is_a_usage_error(arguments: list[str], capsys: p
 
 
 VERBS = [
-    *(["run"], ["check"], ["demo"], ["read"], ["echo"], ["reconcile"], ["version"], ["explain"], ["events"], ["send"], ["backup"]),
+    *(
+        ["run"],
+        ["check"],
+        ["demo"],
+        ["read"],
+        ["echo"],
+        ["reconcile"],
+        ["version"],
+        ["explain"],
+        ["events"],
+        ["send"],
+        ["backup"],
+    ),
     *(["partner"], ["init"], ["backup"], ["conformance"], ["user", "add"], ["user", "remove"], ["user", "list"]),
     *(["queue", verb] for verb in ("list", "show", "retry", "hold", "release", "drop", "resolve", "pause", "resume")),
 ]
