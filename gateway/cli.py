@@ -67,7 +67,6 @@ Config = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 ItemId = Annotated[str, typer.Argument(metavar="ID", help="As queue list shows it: in-… or out-….")]
-AeName = Annotated[str, typer.Argument(metavar="AE", help="The NAME of its section [ae.NAME].")]
 
 
 class Door(StrEnum):
@@ -564,16 +563,133 @@ def resolve(
     _answer(_call(context, config, "resolve", id=item, verdict=verdict), as_json, "item")
 
 
+LaneName = Annotated[
+    str | None, typer.Argument(metavar="AE", help="The NAME of its section [ae.NAME]; or relay.", show_default=False)
+]
+Everything = Annotated[bool, typer.Option("--all", help="Every destination, and the relay.")]
+
+
+def _switch(context: typer.Context, config: Path | None, verb: str, ae: str | None, *, everything: bool) -> Any:
+    """Pause or resume one lane, or all; return the document, or the documents of all."""
+    if (ae is None) != everything:
+        raise UsageError("expected either AE or --all")
+    configuration = _configuration(context, config)
+    from gateway import control
+
+    if ae is not None:
+        return control.call(configuration, verb, ae=ae)
+    return [control.call(configuration, verb, ae=name) for name in control.lanes(configuration)]
+
+
+def _answer_lanes(answer: Any, as_json: bool) -> None:
+    if isinstance(answer, dict):
+        _answer(answer, as_json, "destination")
+    elif as_json:
+        _print_json({"destinations": answer})
+    else:
+        for one in answer:
+            _answer(one, as_json, "destination")
+
+
 @queue.command(epilog="Example: dicom-mail queue pause pacs")
-def pause(context: typer.Context, ae: AeName, as_json: AsJson = False, config: Config = None) -> None:
+def pause(
+    context: typer.Context,
+    ae: LaneName = None,
+    everything: Everything = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
     """Send nothing to a destination until it is resumed. Mail is still taken in."""
-    _answer(_call(context, config, "pause", ae=ae), as_json, "destination")
+    _answer_lanes(_switch(context, config, "pause", ae, everything=everything), as_json)
 
 
 @queue.command(epilog="Example: dicom-mail queue resume pacs")
-def resume(context: typer.Context, ae: AeName, as_json: AsJson = False, config: Config = None) -> None:
-    """Send to a paused destination again."""
-    _answer(_call(context, config, "resume", ae=ae), as_json, "destination")
+def resume(
+    context: typer.Context,
+    ae: LaneName = None,
+    everything: Everything = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Send to a paused destination again.
+
+    Use it also after a restore: then all lanes start paused, so that nothing is sent a second time.
+    """
+    _answer_lanes(_switch(context, config, "resume", ae, everything=everything), as_json)
+
+
+@app.command(epilog="Example: dicom-mail backup /srv/backup/2026-11-23")
+def backup(
+    context: typer.Context,
+    target: Annotated[Path, typer.Argument(metavar="DEST", help="A new folder.")],
+    with_keys: Annotated[
+        bool, typer.Option("--with-keys", help="Also the secrets of the data folder: search.key and tokens.")
+    ] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> int:
+    """Write a backup of ledger and spool, while the gateway works, and verify it.
+
+    It holds images of patients: treat it like the PACS. A gateway that starts on it sends nothing until a person says
+    queue resume. The exit code is 1 when it could not be made or the conservation proof does not hold in it.
+    """
+    configuration = _configuration(context, config)
+    from gateway import backup as backups
+
+    document = backups.make(configuration, target, with_keys=with_keys)
+    _answer(document, as_json, "backup")
+    return 1 if document["unaccounted"] else 0
+
+
+Since = Annotated[
+    str | None, typer.Option("--since", metavar="T", help="Not before this: 2h, 7d, 2026-11-23 or 2026-11-23T18:00.")
+]
+
+
+@app.command(epilog="Example: dicom-mail explain --patient 4711; or: dicom-mail explain --from clinic-a --since 2h")
+def explain(
+    context: typer.Context,
+    *,
+    word: Annotated[
+        str | None, typer.Argument(metavar="[WORD]", help="Study or SOP Instance UID, Message-ID, or queue id.")
+    ] = None,
+    patient: Annotated[str | None, typer.Option(metavar="ID", help="What has this Patient ID.")] = None,
+    accession: Annotated[str | None, typer.Option(metavar="N", help="What has this accession number.")] = None,
+    sender: Annotated[
+        str | None, typer.Option("--from", metavar="PARTNER", help="What this partner, address or AE title sent.")
+    ] = None,
+    since: Since = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Tell in plain words where a study, a patient's images or a mail are, what comes next, and what you can do.
+
+    Use it when somebody calls. It reads the ledger alone. Patients are found by keyed hashes: what you type is neither
+    kept nor shown. The exit code is 1 when nothing is known of it.
+    """
+    configuration = _configuration(context, config)
+    from gateway import searching
+
+    known = {"word": word, "patient": patient, "accession": accession, "sender": sender, "since": since}
+    _answer(searching.explain(configuration, **known), as_json, "explanation")
+
+
+@app.command(epilog="Example: dicom-mail events --since 7d --json")
+def events(context: typer.Context, since: Since = None, as_json: AsJson = False, config: Config = None) -> None:
+    """List who sent what to whom and when, and who did what here, the oldest first.
+
+    Use it as the list of exports and imports that data protection asks for. It names no patient.
+    """
+    configuration = _configuration(context, config)
+    from gateway import searching, story
+
+    found = searching.events(configuration, since)
+    if as_json:
+        for piece in searching.as_json(found):
+            sys.stdout.write(piece)
+        return
+    for one in found:
+        _show(story.event(one))
 
 
 @app.command(epilog="Example: dicom-mail reconcile --json")
@@ -746,28 +862,6 @@ def list_users(context: typer.Context, door: AtDoor = Door.SMTP, config: Config 
     users.load()
     for one in users.list():
         typer.echo(f"{one.name}  {one.role}")
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Not built yet: whoever builds one deletes its row
-
-_UNBUILT: Final = (
-    ("explain", "Tell in plain words where a study, an image or a mail is."),
-    ("events", "List who sent what to whom, and who did what here."),
-    ("backup", "Write a backup of ledger and spool."),
-)
-
-
-def _refuse(context: typer.Context) -> None:
-    raise UsageError(f"{context.info_name}: not built yet", hint="dicom-mail --help lists what is")
-
-
-for _name, _help in _UNBUILT:
-    app.command(
-        _name,
-        help=f"{_help} [dim]Not built yet.[/dim]",
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(_refuse)
 
 
 def _reflow(text: str) -> str:

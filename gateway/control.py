@@ -14,7 +14,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.config import Configuration
 from gateway.errors import GatewayError, LedgerError, UsageError
-from gateway.ledger import deliveries, inventory, verbs
-from gateway.ledger.ledger import Lock, connect
+from gateway.ledger import deliveries, inventory, restoration, verbs
+from gateway.ledger.ledger import Lock, connect, schema
 from gateway.ledger.spool import held_bytes, wipe
+from gateway.ledger.submissions import RELAY
 from gateway.ledger.tables import metadata
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,12 @@ Document = dict[str, Any]
 def ledger_url(configuration: Configuration) -> str:
     """Where the ledger of a configuration lies."""
     return f"sqlite:///{configuration.gateway.data / 'ledger.sqlite'}"
+
+
+def ledger_files(configuration: Configuration) -> list[Path]:
+    """The files of the ledger, some of which may not be there."""
+    path = configuration.gateway.data / "ledger.sqlite"
+    return [path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")]
 
 
 def spool_root(configuration: Configuration) -> Path:
@@ -97,6 +104,17 @@ _QUESTIONS: Final[Mapping[str, Callable[[Connection, Path, Mapping[str, Any]], D
 
 
 def _ask(configuration: Configuration, verb: str, arguments: Mapping[str, Any]) -> Document:
+    with reading(configuration) as connection:
+        return _QUESTIONS[verb](connection, spool_root(configuration), arguments)
+
+
+@contextlib.contextmanager
+def reading(configuration: Configuration) -> Iterator[Connection]:
+    """Read the ledger beside whoever writes it; everything is seen at one moment.
+
+    Raises:
+        LedgerError: It cannot be read, or it is of another release.
+    """
     path = configuration.gateway.data / "ledger.sqlite"
     try:
         exists = path.exists()
@@ -110,9 +128,10 @@ def _ask(configuration: Configuration, verb: str, arguments: Mapping[str, Any]) 
                 connection.execute(text("PRAGMA busy_timeout = 10000"))
                 # Without it each question would see another moment, and the proof would not add up beside a writer.
                 connection.execute(text("BEGIN"))
+                _demand_release(connection, path)
             else:
                 metadata.create_all(connection)
-            return _QUESTIONS[verb](connection, spool_root(configuration), arguments)
+            yield connection
     except GatewayError:
         raise
     except Exception as error:
@@ -122,6 +141,15 @@ def _ask(configuration: Configuration, verb: str, arguments: Mapping[str, Any]) 
         ) from error
     finally:
         engine.dispose()
+
+
+def _demand_release(connection: Connection, path: Path) -> None:
+    current, wanted = schema(connection)
+    if current is not None and current != wanted:
+        raise LedgerError(
+            f"the ledger {path} is of an earlier release (schema {current}, this one has {wanted})",
+            hint="start the gateway of this release once: it brings the ledger up to date",
+        )
 
 
 # Changes
@@ -149,7 +177,7 @@ def change(connection: Connection, verb: str, arguments: Mapping[str, Any], who:
         case "resolve", {"id": key, "verdict": ("delivered" | "resend" | "dropped") as verdict}:
             verbs.resolve(connection, key, verdict, now, who)
         case (("pause" | "resume"), {"ae": name}):
-            deliveries.pause(connection, name, verb == "pause", now, who)
+            restoration.pause(connection, name, verb == "pause", now, who)
         case _:
             raise UsageError(f"there is no verb {verb} with these arguments")
     return []
@@ -160,17 +188,36 @@ def describe(connection: Connection, arguments: Mapping[str, Any]) -> Document:
     if "id" in arguments:
         return inventory.show_item(connection, arguments["id"], datetime.now(UTC))
     condition = deliveries.condition(connection, arguments["ae"])
-    return {"name": condition.name, "paused": condition.paused, "trouble": condition.trouble}
+    return {"name": lane_name(condition.name), "paused": condition.paused, "trouble": condition.trouble}
 
 
-def _demand_destination(configuration: Configuration, arguments: Mapping[str, Any]) -> None:
-    if "ae" in arguments and arguments["ae"] not in configuration.ae:
-        known = ", ".join(configuration.ae) or "none"
-        raise GatewayError(f"there is no destination {arguments['ae']}", hint=f"configured: {known}")
+def lanes(configuration: Configuration) -> list[str]:
+    """Every lane there is: the destinations, and the relay."""
+    return [*configuration.ae, *([RELAY] if configuration.relay is not None else [])]
+
+
+def lane_name(lane: str) -> str:
+    """What people call a lane."""
+    return "relay" if lane == RELAY else lane
+
+
+def resolve_lane(configuration: Configuration, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Find the lane that a person names: a destination, or the relay where no destination is called so.
+
+    Raises:
+        GatewayError: There is no such lane.
+    """
+    name = arguments.get("ae")
+    if name is None or name in lanes(configuration):
+        return dict(arguments)
+    if name != lane_name(RELAY) or configuration.relay is None:
+        known = ", ".join(map(lane_name, lanes(configuration))) or "none"
+        raise GatewayError(f"there is no destination {name}", hint=f"configured: {known}")
+    return {**arguments, "ae": RELAY}
 
 
 def _do_alone(configuration: Configuration, verb: str, arguments: Mapping[str, Any]) -> Document:
-    _demand_destination(configuration, arguments)
+    arguments = resolve_lane(configuration, arguments)
     lock = Lock(configuration.gateway.data)
     try:
         engine = connect(ledger_url(configuration))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -18,13 +18,40 @@ from gateway.core.mailbox import State
 from gateway.edges import storescp
 from gateway.edges.smtp import Counters
 from gateway.freshness import Freshness
-from gateway.ledger.inventory import Census
+from gateway.ledger.inventory import Census, Delivered, Partners
 from gateway.stages.poll import Poll
+from gateway.stages.throughput import Throughput
 
 PREFIX: Final = "dicom_mail_"
 
 Values = Iterable[tuple[tuple[str, ...], float]]
 """A sample for each combination of label values."""
+
+
+BUCKETS: Final = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600)
+"""Seconds: from a mail that is through at once to one that waited for a PACS over night."""
+
+
+class Latencies:
+    """How long what was delivered took, as histograms since the start."""
+
+    def __init__(self) -> None:
+        way_in = "Seconds from the last byte of a mail until all of it was delivered."
+        way_out = "Seconds from the last C-STORE of a collection until the relay had all of its mails."
+        self._ways = {
+            "in": Histogram(f"{PREFIX}mail_to_pacs_seconds", way_in, ["urgent"], registry=None, buckets=BUCKETS),
+            "out": Histogram(f"{PREFIX}cstore_to_mail_seconds", way_out, ["urgent"], registry=None, buckets=BUCKETS),
+        }
+
+    def add(self, some: Iterable[Delivered]) -> None:
+        """Count what was delivered."""
+        for one in some:
+            self._ways[one.direction].labels("yes" if one.urgent else "no").observe(one.seconds)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the histograms."""
+        for way in self._ways.values():
+            yield from way.collect()
 
 
 @dataclass(slots=True)
@@ -39,6 +66,14 @@ class Readings:
         polls: Of the mailboxes.
         certificates: By what each is for, when it runs out, in seconds since the epoch.
         freshness: Of the CRLs; None before the start.
+        capacity: Bytes of the whole disk.
+        ledger_bytes: Of the ledger's files.
+        partners: Of the ledger, looked at less often.
+        latencies: Of what was delivered since the start.
+        stores: What was sent to each destination since the start.
+        submissions: What was submitted for each partner since the start.
+        unaccounted: What the last conservation proof could not account for; None before the first.
+        proved: Seconds since the epoch of that proof.
     """
 
     census: Census | None = None
@@ -48,6 +83,14 @@ class Readings:
     polls: list[Poll] = field(default_factory=list)
     certificates: Mapping[str, float] = field(default_factory=dict)
     freshness: Freshness | None = None
+    capacity: int = 0
+    ledger_bytes: int = 0
+    partners: Partners = field(default_factory=Partners)
+    latencies: Latencies = field(default_factory=Latencies)
+    stores: Throughput = field(default_factory=Throughput)
+    submissions: Throughput = field(default_factory=Throughput)
+    unaccounted: int | None = None
+    proved: float = 0.0
 
 
 class LedgerCollector(Collector):
@@ -74,11 +117,18 @@ class LedgerCollector(Collector):
             "heartbeat_seconds", "When the gateway last looked around, since the epoch.", [], [((), readings.heartbeat)]
         )
         yield _gauge("disk_free_bytes", "Free space under the data folder.", [], [((), readings.free_bytes)])
+        yield _gauge("disk_bytes", "Size of the disk under the data folder.", [], [((), readings.capacity)])
+        yield _gauge("ledger_bytes", "Size of the ledger's files.", [], [((), readings.ledger_bytes)])
         yield _gauge("door_open", "Whether a door is open.", ["door"], _named(readings.doors))
         ends = "When a certificate runs out, since the epoch, by what it is for."
         yield _gauge("certificate_expires_seconds", ends, ["certificate"], _named(readings.certificates))
         if readings.census is not None:
             yield from _of_the_ledger(readings.census)
+        yield from _of_the_partners(readings.partners)
+        yield from readings.latencies.collect()
+        yield from _of_the_sends(readings.stores, readings.submissions)
+        if readings.unaccounted is not None:
+            yield from _of_the_proof(readings.unaccounted, readings.proved)
         yield from _of_the_mailboxes(readings.polls)
         yield from _of_the_crls(readings.freshness)
         counters = self._counters()
@@ -122,6 +172,39 @@ def _of_the_ledger(census: Census) -> Iterable[Metric]:
     yield _gauge("destination_paused", "Whether a person paused it.", ["destination"], _named(census.paused))
     yield _gauge("notices_open", "Things that a person should look at.", ["kind"], _named(census.notices))
     yield _gauge("tickets", "Rows that wait to be looked at.", ["stage"], _named(census.tickets))
+
+    yield _gauge("relay_up", "Whether the mail relay takes mail.", [], [((), census.relay.get("up", 1.0))])
+    yield _gauge("relay_paused", "Whether a person paused the relay.", [], [((), census.relay.get("paused", 0.0))])
+    yield _gauge("stage_items", "Items that wait, by stage.", ["stage"], _named(census.stages))
+    yield _gauge("stage_oldest_seconds", "Age of the oldest item that waits, by stage.", ["stage"], _named(census.ages))
+    yield _gauge("stage_bytes", "Bytes of the items that wait, by stage.", ["stage"], _named(census.sizes))
+
+
+def _of_the_partners(found: Partners) -> Iterable[Metric]:
+    labels = ["partner", "direction"]
+    text = "Items of each partner by direction and outcome."
+    yield _gauge("partner_items", text, [*labels, "outcome"], found.items.items())
+    yield _gauge(
+        "partner_last_seconds", "When a partner's last item came, since the epoch.", labels, found.last.items()
+    )
+
+
+def _of_the_sends(stores: Throughput, mails: Throughput) -> Iterable[Metric]:
+    text = "C-STORE requests by destination and what became of them."
+    yield _counter("sends", text, ["destination", "outcome"], stores.sends.items())
+    text = "Bytes of the instances that were delivered, by destination."
+    yield _counter("sent_bytes", text, ["destination"], _named(stores.bytes))
+    text = "Mails submitted by partner and what became of them."
+    yield _counter("submissions", text, ["partner", "outcome"], mails.sends.items())
+    yield _counter(
+        "submitted_bytes", "Bytes of the mails that the relay took, by partner.", ["partner"], _named(mails.bytes)
+    )
+
+
+def _of_the_proof(unaccounted: int, proved: float) -> Iterable[Metric]:
+    text = "Items and instances that the last conservation proof could not account for."
+    yield _gauge("unaccounted", text, [], [((), unaccounted)])
+    yield _gauge("proved_seconds", "When the last conservation proof was made, since the epoch.", [], [((), proved)])
 
 
 def _of_the_mailboxes(polls: Sequence[Poll]) -> Iterable[Metric]:

@@ -113,6 +113,7 @@ class Instance:
         held: The code of the finding for which it must not reach a PACS, else None.
         changed: The keys of the route whose rules changed its data set on the way in, as ``patient_id``.
         attached: Bytes of the file as attached; None where those are the bytes of ``file``.
+        pseudonyms: Keyed hashes of its Patient ID and accession number, by which its item is found.
     """
 
     sop_class: str
@@ -129,6 +130,7 @@ class Instance:
     held: str | None = None
     changed: tuple[str, ...] = ()
     attached: int | None = None
+    pseudonyms: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:

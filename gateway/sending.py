@@ -14,6 +14,7 @@ from typing import Any, Final
 from gateway import control
 from gateway.config import Configuration
 from gateway.errors import UsageError
+from gateway.ledger import pseudonyms
 from gateway.ledger.ledger import Ledger, Lock, connect
 from gateway.ledger.spool import Spool
 from gateway.stages.compose import Compose
@@ -70,7 +71,9 @@ async def _take_alone(configuration: Configuration, partner: str, paths: Sequenc
         try:
             spool = Spool(control.spool_root(configuration))
             try:
-                return await Compose(configuration, ledger, spool).take_files(partner, paths, getpass.getuser())
+                key = pseudonyms.make_key(configuration.gateway.data)
+                compose = Compose(configuration, ledger, spool, search_key=key)
+                return await compose.take_files(partner, paths, getpass.getuser())
             finally:
                 spool.close()
         finally:

@@ -11,6 +11,7 @@ import contextlib
 import shutil
 import signal
 import ssl
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -38,7 +39,18 @@ from gateway.edges.submission import Relay
 from gateway.edges.worker import Workers
 from gateway.errors import ConfigurationError, GatewayError, MailboxError
 from gateway.freshness import Freshness
-from gateway.ledger import deliveries, inventory, janitor, mailboxes, messages, notices, submissions, tickets
+from gateway.ledger import (
+    deliveries,
+    inventory,
+    janitor,
+    mailboxes,
+    messages,
+    notices,
+    pseudonyms,
+    restoration,
+    submissions,
+    tickets,
+)
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger, Lock, connect, demand_health
 from gateway.ledger.spool import Spool
@@ -318,6 +330,7 @@ class Service:
             await self.freshness.open()
             stack.push_async_callback(self.freshness.close)
             self.readings.freshness = self.freshness
+            self._search_key = await asyncio.to_thread(pseudonyms.make_key, data)
             self.receive = Receive(
                 self.configuration,
                 self.ledger,
@@ -326,9 +339,11 @@ class Service:
                 unseal=self._unseal,
                 keyring=self.keyring,
                 fetch=self.freshness.fetch,
+                search_key=self._search_key,
             )
             self.store = Store(self.configuration, self.ledger, self.spool, self.scu, transcode=self._decode_instance)
             self._make_outbound()
+            self.readings.stores, self.readings.submissions = self.store.throughput, self.submit.throughput
             self.janitor = Janitor(self.ledger, self.spool)
             self.carrier = Carrier(
                 self.ledger,
@@ -353,7 +368,9 @@ class Service:
     def _make_outbound(self) -> None:
         configuration = self.configuration
         relay = Relay(configuration.relay, configuration.gateway.name) if configuration.relay else None
-        self.compose = Compose(configuration, self.ledger, self.spool, relay, keyring=self.keyring)
+        self.compose = Compose(
+            configuration, self.ledger, self.spool, relay, keyring=self.keyring, search_key=self._search_key
+        )
         self.submit = Submit(configuration, self.ledger, self.spool, relay)
         self.report = Report(configuration, self.ledger, self.spool, relay)
 
@@ -420,10 +437,13 @@ class Service:
             await self.ledger.read(demand_health)
             self.store.not_before = self.submit.not_before = now + GRACE_AFTER_CRASH
             log.warning("recovered", reason="unclean-stop")
+        if kind := await self.ledger.write(lambda c: restoration.begin(c, control.lanes(self.configuration), now)):
+            log.warning("lanes_paused", reason=kind)
         await self.ledger.write(lambda c: deliveries.orphan(c, self.configuration.ae, now))
         lanes = [submissions.LANE, *(f"store:{name}" for name in self.configuration.ae)]
         # Marks of a former life are doubts even where nothing waits any more: every lane looks once.
         await self.ledger.write(lambda c: tickets.put_all(c, lanes, now))
+        self._told, _ = await self.ledger.read(lambda c: inventory.delivered_after(c, sys.maxsize))
         await self.janitor.reissue(now)
 
     async def _end(self) -> None:
@@ -577,7 +597,8 @@ class Service:
 
     async def _look_once(self, due: dict[str, datetime]) -> None:
         now = datetime.now(UTC)
-        self.readings.free_bytes = self.spool.free()
+        self.readings.free_bytes, self.readings.capacity = self.spool.free(), self.spool.capacity
+        self.readings.ledger_bytes = _size_of(control.ledger_files(self.configuration))
         low = self.readings.free_bytes < self.receive.floor
 
         def note(connection: Connection) -> None:
@@ -587,6 +608,8 @@ class Service:
         await self.ledger.write(note)
         await self._renew_keys()
         self.readings.census = await self.ledger.read(lambda c: inventory.census(c, now, self.configuration.ae))
+        self._told, delivered = await self.ledger.read(lambda c: inventory.delivered_after(c, self._told))
+        self.readings.latencies.add(delivered)
         self.readings.heartbeat = now.timestamp()
         if not self._paging:
             self._paging = True
@@ -617,6 +640,8 @@ class Service:
     async def _chores(self, due: dict[str, datetime], now: datetime) -> None:
         limits = self.configuration.limits
         if _is_due(due, "reissue", now, REISSUE_EVERY):
+            await self.ledger.write(lambda c: restoration.see(c, now))
+            self.readings.partners = await self.ledger.read(inventory.partners)
             await self.janitor.reissue(now)
         if _is_due(due, "ask", now, ASK_EVERY) and not self._asking_idle:
             self._asking_idle = True
@@ -626,6 +651,7 @@ class Service:
             await self.janitor.sweep(now)
         if _is_due(due, "prove", now, PROVE_EVERY):
             await self.janitor.prove(now)
+            self.readings.unaccounted, self.readings.proved = self.janitor.unaccounted, now.timestamp()
         if self._survey_at_once:
             self._survey_at_once = False
             due["survey"] = due["seal"] = now
@@ -641,11 +667,7 @@ class Service:
             return {"reasons": await self.compose.take_files(arguments["partner"], paths, who)}
         if verb in partners.CHANGES:
             return await self._change_partner(verb, arguments, who)
-        name = arguments.get("ae")
-        if name is not None and name not in self.configuration.ae:
-            raise GatewayError(
-                f"there is no destination {name}", hint=f"configured: {', '.join(self.configuration.ae)}"
-            )
+        arguments = control.resolve_lane(self.configuration, arguments)
         blobs = await self.ledger.write(lambda c: control.change(c, verb, arguments, who))
         for blob in blobs:
             await asyncio.to_thread(self.spool.remove, blob)
@@ -708,6 +730,14 @@ def _begin(connection: Connection, now: datetime) -> bool:
         connection.execute(delete(fact).where(fact.c.name == _RUNNING))
     connection.execute(insert(fact).values(name=_RUNNING, value=now.isoformat()))
     return crashed
+
+
+def _size_of(files: Sequence[Path]) -> int:
+    size = 0
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
 
 def _is_due(due: dict[str, datetime], name: str, now: datetime, every: timedelta) -> bool:

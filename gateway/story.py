@@ -139,12 +139,12 @@ def _condition(document: Document) -> str:
     return ", ".join(parts)
 
 
-def _timeline(events: Iterable[Document]) -> Table:
+def _timeline(events: Iterable[Document], word: str = "") -> Table:
     table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, style="cyan")
+    table.add_column(no_wrap=True, style="cyan", min_width=19)
     table.add_column(overflow="fold")
-    for event in events:
-        table.add_row(Text(local(event["at"])), Text(plain(event["text"])))
+    for one in events:
+        table.add_row(Text(local(one["at"]) if one["at"] else word), Text(plain(one["text"])))
     return table
 
 
@@ -181,6 +181,46 @@ def sent(document: Document) -> RenderableType:
     ]
     lines.append(Text(f"{count} taken for {plain(document['partner'])}; {when}: dicom-mail queue list"))
     return Group(*lines)
+
+
+def explanation(document: Document) -> RenderableType:
+    """The stories of what was looked for, the newest first, each with what comes next and what can be done."""
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(document["outcomes"].items()))
+    head = Text(f"{_count(document['found'], 'item')}: {counts}", style="bold")
+    if document["cut"]:
+        head.append(f"; the newest {len(document['items'])} are told, --since tells fewer")
+    parts: list[RenderableType] = [head]
+    for one in document["items"]:
+        parts += [Text(), Text(plain(one["headline"]), style=_STYLES.get(one["outcome"], ""))]
+        parts.append(_timeline({"at": said["at"], "text": said["text"]} for said in one["story"]))
+        parts.append(_timeline([one["next"]], "next"))
+        if one["do"]:
+            parts.append(Text("What you can do:", style="bold"))
+            parts += [Text(f"  {plain(advice)}") for advice in one["do"]]
+    return Group(*parts)
+
+
+def backup(document: Document) -> RenderableType:
+    """What a backup holds, and what it does not."""
+    size = f"{document['size'] / 10**6:.1f} MB"
+    lines = [Text(f"{_count(document['items'], 'item')} in {_count(document['files'], 'file')}, {size}, verified")]
+    lines.append(Text(f"It lies in {plain(document['folder'])} and holds images of patients.", style="bold"))
+    if not document["keys"]:
+        lines.append(Text("The keys are not in it: with --with-keys they are."))
+    if document["unaccounted"]:
+        text = f"{document['unaccounted']} items are unaccounted for in it: dicom-mail reconcile"
+        lines.append(Text(text, style=_STYLES["problem"]))
+    return Group(*lines)
+
+
+def event(document: Document) -> RenderableType:
+    """One line of the list of what went in and out."""
+    way = {"in": "from", "out": "for"}.get(document["direction"], "")
+    whose = f"{way} {plain(document['partner'])}" if way and document["partner"] else ""
+    who = f"by {plain(document['who'])}" if document["who"] else ""
+    words = (plain(document["id"]), whose, who)
+    about = " ".join(word for word in words if word)
+    return Text.assemble((local(document["at"]), "cyan"), f"  {about + ': ' if about else ''}{plain(document['text'])}")
 
 
 def _mails(mails: Iterable[Document]) -> Table:

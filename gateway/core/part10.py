@@ -16,6 +16,7 @@ from gateway.core.dataset import Problem, Source
 from gateway.core.findings import CODES
 from gateway.core.header import printable
 from gateway.core.patient import Patient
+from gateway.core.pseudonym import Identity
 from gateway.model import MEDIA_STORAGE_DIRECTORY, Severity
 
 PREFIX_AT: Final = 128
@@ -26,7 +27,8 @@ _SOP_CLASS: Final = 0x00080016
 _SOP_INSTANCE: Final = 0x00080018
 _STUDY: Final = 0x0020000D
 _SERIES: Final = 0x0020000E
-_WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES)) | patient.TAGS
+_ACCESSION: Final = 0x00080050
+_WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES, _ACCESSION)) | patient.TAGS
 
 _STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
 _BARE_HEAD: Final = 4096
@@ -77,6 +79,7 @@ class Judged:
         ends_with_pixels: Its last element is Pixel Data: nothing can be missing behind it.
         patient: Whose it says it is.
         is_unreadable: It cannot be walked to its end.
+        accession: Accession Number (0008,0050), as the bytes it came in.
     """
 
     meta: Meta
@@ -89,6 +92,12 @@ class Judged:
     ends_with_pixels: bool
     patient: Patient
     is_unreadable: bool
+    accession: bytes = b""
+
+    @property
+    def identity(self) -> Identity:
+        """What people search it by."""
+        return Identity(self.patient.id, self.accession, self.patient.character_set)
 
     @property
     def is_directory(self) -> bool:
@@ -218,6 +227,7 @@ def judge(meta: Meta, source: Source, size: int, unpacked: int) -> Judged:
         ends_with_pixels=walked.ends_with_pixels,
         patient=patient.of(raw),
         is_unreadable=unreadable,
+        accession=patient.strip(raw.get(_ACCESSION, b"")),
     )
 
 

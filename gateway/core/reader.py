@@ -13,13 +13,26 @@ import tempfile
 import zlib
 from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, BinaryIO, Final, Literal
 
 import pybase64
 
-from gateway.core import archive, coercion, dataset, dicomdir, mime, part10, patient, report, tnef, transfer, uu
+from gateway.core import (
+    archive,
+    coercion,
+    dataset,
+    dicomdir,
+    mime,
+    part10,
+    patient,
+    pseudonym,
+    report,
+    tnef,
+    transfer,
+    uu,
+)
 from gateway.core.coercion import Coercion
 from gateway.core.dataset import Problem, Stored
 from gateway.core.findings import finding
@@ -66,6 +79,7 @@ class Rules:
         uuencode: Take uuencoded files in text (AMB-16).
         patient_mismatch: One Patient ID with two birth dates or names is held, stored with an alarm, or accepted.
         coercion: What is changed in each data set; None: nothing.
+        search_key: What pseudonyms are made with; empty: none are made.
     """
 
     parts: int
@@ -78,6 +92,7 @@ class Rules:
     uuencode: bool = False
     patient_mismatch: Literal["hold", "urgent", "accept"] = "hold"
     coercion: Coercion | None = None
+    search_key: bytes = field(default=b"", repr=False)
 
 
 def read(message: Span, rules: Rules, out: BinaryIO) -> Reading:
@@ -467,7 +482,7 @@ class _Reader:
     def result(self, head: mime.Head) -> Reading:
         """Finish: wait for the digests, check the directory, tell what the message is."""
         self._out.finish()
-        instances, repeated = _tell_apart([_instance(taken, self._cut) for taken in self._taken])
+        instances, repeated = _tell_apart([_instance(taken, self._cut, self._names(taken)) for taken in self._taken])
         directory, noted = self._check(instances)
         instances, whose = self._compare(instances)
         noted += [*repeated, *whose]
@@ -481,6 +496,11 @@ class _Reader:
             kind = "other"
             noted += self._instead()
         return Reading(kind, instances, (*self._findings, *noted), tuple(self._others), directory)
+
+    def _names(self, taken: _Taken) -> tuple[str, ...]:
+        rule = self._rules.coercion
+        prefix = rule.rule.prefix if rule else ""
+        return pseudonym.of_instance(self._rules.search_key, taken.judged.identity, prefix)
 
     def _compare(self, instances: tuple[Instance, ...]) -> tuple[tuple[Instance, ...], list[Finding]]:
         """Hold the instances of a Patient ID that stands for two people, as the route says (AMB-25)."""
@@ -546,7 +566,7 @@ def _belongs(section: str, scopes: Container[str]) -> str:
     return next((section[:at] for at in range(len(section), 0, -1) if section[:at] in scopes), "")
 
 
-def _instance(taken: _Taken, held: str | None) -> Instance:
+def _instance(taken: _Taken, held: str | None, pseudonyms: tuple[str, ...]) -> Instance:
     judged = taken.judged
     whole, data_set = taken.digests.result()
     return Instance(
@@ -564,6 +584,7 @@ def _instance(taken: _Taken, held: str | None) -> Instance:
         held=taken.held or held,
         changed=taken.changed,
         attached=taken.attached,
+        pseudonyms=pseudonyms,
     )
 
 

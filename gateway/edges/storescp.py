@@ -60,6 +60,7 @@ from gateway import model
 from gateway.config import StorageSCP
 from gateway.core import commitment, dataset, dimse, filemeta, negotiation, part10, pdata
 from gateway.core.contexts import VERIFICATION
+from gateway.core.pseudonym import Identity
 from gateway.errors import GatewayError, LedgerError, LowDiskError
 from gateway.ledger.spool import Draft
 
@@ -179,6 +180,7 @@ class Received:
             set. So an instance is hashed once, not twice, as a mail is.
         data_set_sha256: Of the data set (what "the same instance" means), in hexadecimal.
         data_set: Offset of the data set in the file.
+        identity: What people search it by.
         draft: The file, written, not synced. Whoever accepts it commits or discards it.
     """
 
@@ -192,6 +194,7 @@ class Received:
     sha256: str
     data_set_sha256: str
     data_set: int
+    identity: Identity = field(repr=False)
     draft: Draft
 
 
@@ -923,6 +926,7 @@ class _Association:
             sha256=whole.hexdigest(),
             data_set_sha256=digest.hexdigest(),
             data_set=intake.data_set,
+            identity=judged.identity,
             draft=draft,
         )
         intake.draft = None  # it is not ours any more

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
 from gateway.core import grouping
 from gateway.core.grouping import Facts, Rules
-from gateway.ledger import tickets
+from gateway.ledger import pseudonyms, tickets
 from gateway.ledger.events import append, entry, tell
 from gateway.ledger.messages import new_id
 from gateway.ledger.tables import MAIL, collection, delivery, instance, message
@@ -91,7 +91,9 @@ class _Collection:
     id: str
     facts: Facts
     count: int
+    names: set[str]
     changed: bool = False
+    renamed: bool = False
 
 
 Content = tuple[str, str]
@@ -128,6 +130,9 @@ class _Burst:
                 self._connection.execute(update(collection).where(collection.c.message == one.id).values(facts))
                 self._connection.execute(update(message).where(message.c.id == one.id).values(size=one.facts.size))
                 one.changed = False
+            if one is not None and one.renamed:
+                pseudonyms.note(self._connection, one.id, one.names)
+                one.renamed = False
 
     def _join(self, arrival: Arrival, partner: str, address: str) -> bool:
         place = (arrival.instance.study, arrival.course.route, partner)
@@ -154,6 +159,9 @@ class _Burst:
         mine.count += 1
         mine.facts = Facts(mine.facts.opened_at, max(mine.facts.last_at, at), mine.facts.size + one.size)
         mine.changed = True
+        if not mine.names.issuperset(one.pseudonyms):
+            mine.names.update(one.pseudonyms)
+            mine.renamed = True
         state: dict[str, Any] = {"outcome": Outcome.WAITING, "code": None, "next_attempt": at, "closed_at": None}
         if reused:
             state = {"outcome": Outcome.HELD, "code": "reused-uid", "next_attempt": None, "closed_at": at}
@@ -191,7 +199,10 @@ def _find(connection: Connection, place: tuple[str, str, str]) -> _Collection | 
         .where(collection.c.study == study, collection.c.route == route, collection.c.partner == partner)
         .where(collection.c.completed_at.is_(None), _OPEN)
     ).one_or_none()
-    return None if row is None else _Collection(row.message, Facts(row.opened_at, row.last_at, row.size), row.instances)
+    if row is None:
+        return None
+    facts = Facts(row.opened_at, row.last_at, row.size)
+    return _Collection(row.message, facts, row.instances, pseudonyms.known(connection, row.message))
 
 
 def _begin(connection: Connection, arrival: Arrival, partner: str, address: str) -> _Collection:
@@ -208,7 +219,7 @@ def _begin(connection: Connection, arrival: Arrival, partner: str, address: str)
     text = f"first instance from {arrival.calling} by {arrival.door}, route {course.route}, for {partner}{late}"
     tell(connection, at, "collecting", text, message=key)
     tickets.put(connection, f"compose:{key}", grouping.due(Facts(at, at, 0), course.rules, at))
-    return _Collection(key, Facts(at, at, 0), 0)
+    return _Collection(key, Facts(at, at, 0), 0, set())
 
 
 def _message(key: str, arrival: Arrival, partner: str, address: str) -> dict[str, Any]:

@@ -25,12 +25,15 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    type_coerce,
 )
 
 from gateway.ledger import submissions
 from gateway.ledger.notices import open_notices
 from gateway.ledger.tables import (
     MAIL,
+    Moment,
+    collection,
     delivery,
     destination,
     event,
@@ -380,6 +383,10 @@ class Census:
         tickets: By stage.
         unconfirmed: Instances stored and not yet confirmed, by destination.
         answered: When each destination last answered, in seconds since the epoch; only those that ever did.
+        relay: ``up`` and ``paused`` of the mail relay, as of a destination.
+        stages: Items that wait, by stage.
+        ages: Seconds that the oldest item has waited, by stage.
+        sizes: Bytes of the items that wait, by stage.
     """
 
     messages: dict[str, float]
@@ -392,6 +399,10 @@ class Census:
     tickets: dict[str, float]
     unconfirmed: dict[str, float] = field(default_factory=dict)
     answered: dict[str, float] = field(default_factory=dict)
+    relay: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
+    ages: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)
 
 
 def census(connection: Connection, now: datetime, destinations: Collection[str]) -> Census:
@@ -428,4 +439,87 @@ def census(connection: Connection, now: datetime, destinations: Collection[str])
         {name: float(count) for name, count in connection.execute(select(stage, func.count()).group_by(stage))},
         zero | {name: float(count) for name, count in connection.execute(unconfirmed)},
         {row.name: row.answered_at.timestamp() for row in rows if row.answered_at is not None},
+        _relay(connection),
+        *_of_stages(connection, now),
     )
+
+
+def _relay(connection: Connection) -> dict[str, float]:
+    how = submissions.condition(connection)
+    return {"up": float(how.breaker_until is None), "paused": float(how.paused)}
+
+
+def _of_stages(connection: Connection, now: datetime) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """Count what waits in each stage, tell how long the oldest does, and how many bytes it is."""
+    open_ones = (message.c.outcome == Outcome.WAITING) & message.c.duplicate_of.is_(None)
+    columns = (func.count(), func.min(message.c.received_at), func.sum(message.c.size))
+    rows = connection.execute(select(message.c.stage, *columns).where(open_ones).group_by(message.c.stage)).all()
+    zero = dict.fromkeys((Stage.RECEIVE, Stage.STORE, Stage.COMPOSE, Stage.SUBMIT), 0.0)
+    counts = {str(stage): value for stage, value in zero.items()}
+    ages, sizes = counts.copy(), counts.copy()
+    for stage, count, first, size in rows:
+        counts[stage] = float(count)
+        ages[stage] = max((now - first).total_seconds(), 0.0)
+        sizes[stage] = float(size)
+    return counts, ages, sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Partners:
+    """Counts of each partner's items, for the metrics. By partner and direction.
+
+    Attributes:
+        items: By outcome, too.
+        last: When the last one came, in seconds since the epoch.
+    """
+
+    items: dict[tuple[str, ...], float] = field(default_factory=dict)
+    last: dict[tuple[str, ...], float] = field(default_factory=dict)
+
+
+def partners(connection: Connection) -> Partners:
+    """Count the items of each partner. It looks at every item: not for every few seconds."""
+    columns = (message.c.partner, message.c.direction, message.c.outcome)
+    rows = connection.execute(
+        select(*columns, func.count(), func.max(message.c.received_at))
+        .where(message.c.partner.is_not(None))
+        .group_by(*columns)
+    )
+    found = Partners()
+    for partner, direction, outcome, count, last in rows:
+        found.items[partner, direction, outcome] = float(count)
+        before = found.last.get((partner, direction), 0.0)
+        found.last[partner, direction] = max(before, last.timestamp())
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """An item all of which was delivered.
+
+    Attributes:
+        direction: Which way.
+        urgent: Its route says so.
+        seconds: From the mail's last byte to the last answer of a PACS; from the last C-STORE of a collection to the
+            last answer of the relay.
+    """
+
+    direction: str
+    urgent: bool
+    seconds: float
+
+
+def delivered_after(connection: Connection, last: int) -> tuple[int, list[Delivered]]:
+    """List what was delivered after an event, and name the last event there is now."""
+    newest = connection.scalar(select(func.max(event.c.id))) or 0
+    began = func.coalesce(collection.c.last_at, message.c.received_at)
+    rows = connection.execute(
+        select(message.c.direction, message.c.urgent, event.c.at, type_coerce(began, Moment))
+        .join(message, message.c.id == event.c.message)
+        .outerjoin(collection, collection.c.message == message.c.id)
+        .where(event.c.id > last, event.c.id <= newest, event.c.kind == "now-delivered")
+    )
+    return newest, [
+        Delivered(direction, bool(urgent), max((at - since).total_seconds(), 0.0))
+        for direction, urgent, at, since in rows
+    ]

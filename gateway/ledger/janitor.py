@@ -19,7 +19,7 @@ from gateway.ledger.ledger import Ledger
 from gateway.ledger.messages import MISMATCH
 from gateway.ledger.notices import close_notice, open_notice
 from gateway.ledger.spool import Spool
-from gateway.ledger.tables import collection, delivery, event, finding, instance, message, submission, total
+from gateway.ledger.tables import collection, delivery, event, finding, instance, message, pseudonym, submission, total
 from gateway.model import Direction, Outcome
 
 ORPHAN_AGE: Final = timedelta(hours=24)
@@ -43,6 +43,9 @@ class Janitor:
         self.ledger = ledger
         self.spool = spool
         self._suspects: set[str] = set()
+        self.unaccounted: int | None = None
+        """What the last proof could not account for; None before the first."""
+        self.proved_at: datetime | None = None
 
     async def reissue(self, now: datetime) -> int:
         """Put a ticket for each row that wants work and has none, and pull in those far ahead; return how many."""
@@ -80,6 +83,8 @@ class Janitor:
     async def prove(self, now: datetime) -> bool:
         """Make the conservation proof, and open a notice when it does not hold (R34)."""
         document = await self.ledger.read(lambda c: inventory.reconcile(c, self.spool.has))
+        self.unaccounted = document["unaccounted"] + document["instances"]["unaccounted"]
+        self.proved_at = now
         good: bool = document["unaccounted"] == 0 and document["instances"]["unaccounted"] == 0
 
         def note(connection: Connection) -> None:
@@ -139,7 +144,7 @@ def _purge_rows(connection: Connection, before: datetime) -> int:
         counts = select(table.c.outcome, func.count()).where(column.in_(keys)).group_by(table.c.outcome)
         for outcome, count in connection.execute(counts).all():
             _add_total(connection, unit, outcome, count)
-    for table in (delivery, instance, submission, collection, finding, event):
+    for table in (delivery, instance, submission, collection, finding, pseudonym, event):
         connection.execute(delete(table).where(table.c.message.in_(keys)))
     fragments.forget(connection, keys)
     connection.execute(delete(message).where(message.c.id.in_(keys)))

@@ -11,7 +11,7 @@ from typing import Any, Final, overload
 from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 
 from gateway.core.routing import Decision
-from gateway.ledger import tickets
+from gateway.ledger import pseudonyms, tickets
 from gateway.ledger.events import append, entry, tell
 from gateway.ledger.notices import close_notice, open_notice
 from gateway.ledger.tables import MAIL, delivery, event, finding, instance, message
@@ -277,6 +277,7 @@ def decide(connection: Connection, key: str, read: Read, now: datetime) -> bool:
         return False
     connection.execute(update(message).where(message.c.duplicate_of == key).values(stage=Stage.STORE))
     _note_findings(connection, key, read.reading)
+    pseudonyms.note(connection, key, (word for one in read.reading.instances for word in one.pseudonyms))
     instances, again = () if read.matched else read.reading.instances, 0
     if instances and read.destinations:
         known = _known(connection, instances)

@@ -441,6 +441,14 @@ def mend(connection: Connection, before: Condition, now: datetime) -> None:
     close_notice(connection, now, "relay-down", "relay")
 
 
+def pause(connection: Connection, paused: bool, now: datetime, who: str) -> None:
+    """Stop or resume the relay by a person's word."""
+    _change(connection, {"paused": paused})
+    verb = "paused" if paused else "resumed"
+    tell(connection, now, f"destination-{verb}", f"the relay was {verb}", destination=RELAY, who=who)
+    tickets.put(connection, LANE, now)
+
+
 def _change(connection: Connection, values: dict[str, Any]) -> None:
     if connection.execute(update(destination).where(destination.c.name == RELAY).values(values)).rowcount == 0:
         connection.execute(insert(destination).values({"name": RELAY, **values}))

@@ -178,6 +178,12 @@ instance = _table(
     Column("blob", String(80), index=True),  # its own file, which collections may share; None: in the instances blob
 )
 
+pseudonym = _table(
+    "pseudonym",
+    Column("message", String(32), ForeignKey("message.id"), primary_key=True),
+    Column("digest", String(32), primary_key=True, index=True),  # keyed hash of a Patient ID or an accession number
+)
+
 delivery = _table(
     "delivery",
     Column("id", _Serial, primary_key=True),

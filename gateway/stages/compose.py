@@ -17,7 +17,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ import structlog
 from sqlalchemy import Connection
 
 from gateway.config import Configuration, Partner, Route
-from gateway.core import creator, directory, grouping, header, part10
+from gateway.core import creator, directory, grouping, header, part10, pseudonym
 from gateway.core import letter as letters
 from gateway.core.cms import keyring as keyrings
 from gateway.core.cms import sealed, trust
@@ -38,6 +38,7 @@ from gateway.core.dataset import Stored
 from gateway.core.directory import FileSet, Member
 from gateway.core.grouping import Rules
 from gateway.core.letter import Letter
+from gateway.core.pseudonym import Identity
 from gateway.core.unsealing import Keyring
 from gateway.errors import GatewayError, RelayError, UsageError
 from gateway.ledger import collections, submissions
@@ -153,6 +154,10 @@ class Received(Protocol):
         """Offset of the data set in the file."""
 
     @property
+    def identity(self) -> Identity:
+        """What people search it by."""
+
+    @property
     def draft(self) -> Draft:
         """The file, not committed yet."""
 
@@ -200,6 +205,7 @@ class Compose:
         spool: The bytes.
         relay: Says how big a mail may be; None without a relay.
         keyring: Our keys and the certificates of partners; replaced when they change.
+        search_key: What pseudonyms are made with; empty: none are made.
     """
 
     def __init__(
@@ -210,11 +216,13 @@ class Compose:
         relay: Announcing | None = None,
         *,
         keyring: Keyring | None = None,
+        search_key: bytes = b"",
     ) -> None:
         self.ledger = ledger
         self.spool = spool
         self.keyring = keyring or Keyring()
         self._relay = relay
+        self._search_key = search_key
         self._asking = asyncio.Lock()
         self._ask_after = 0.0
         self.reload(configuration)
@@ -324,7 +332,8 @@ class Compose:
     def _instance(self, one: Received, blob: str) -> Instance:
         file = Span(self.spool.path(blob), 0, one.size)
         uids = (one.sop_class, one.sop_instance, one.study, one.series, one.transfer_syntax)
-        return Instance(*uids, one.sha256, one.data_set_sha256, "", None, file, one.data_set)
+        names = pseudonym.of_instance(self._search_key, one.identity)
+        return Instance(*uids, one.sha256, one.data_set_sha256, "", None, file, one.data_set, pseudonyms=names)
 
     def _course(self, route: Route, partners: Sequence[str]) -> Course:
         addresses = tuple((name, self.configuration.partner[name].address) for name in partners)
@@ -572,6 +581,7 @@ class File:
     sha256: str
     data_set_sha256: str
     data_set: int
+    identity: Identity = field(repr=False)
     draft: Draft
 
 
@@ -604,7 +614,7 @@ def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> File:
         raise GatewayError(judged.held)
     uids = (judged.sop_class, judged.sop_instance, judged.study, judged.series, meta.transfer_syntax)
     sender = Sender(who[:TITLE])
-    return File(sender, *uids, size, whole.hexdigest(), content.hexdigest(), meta.data_set, draft)
+    return File(sender, *uids, size, whole.hexdigest(), content.hexdigest(), meta.data_set, judged.identity, draft)
 
 
 class _Writer:

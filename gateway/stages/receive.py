@@ -289,6 +289,7 @@ class Receive:
         keyring: Our keys and whom we trust; replaced when they change.
         fetch: Asks for CRLs, bounded in time; when one comes, the keyring is replaced.
         clock: Tells the time that fragments are waited for; replaced in tests.
+        search_key: What pseudonyms are made with; empty: none are made.
     """
 
     def __init__(
@@ -302,8 +303,10 @@ class Receive:
         unseal: RunUnsealing = unseal_here,
         keyring: Keyring | None = None,
         fetch: FetchCrls | None = None,
+        search_key: bytes = b"",
     ) -> None:
         self.ledger = ledger
+        self._search_key = search_key
         self.spool = spool
         self.keyring = keyring or Keyring()
         self._read = read
@@ -576,7 +579,8 @@ class Receive:
 
     def _rules(self, decision: routing.Decision) -> Rules:
         limits, name = self.configuration.limits, self.configuration.gateway.name
-        return rules(limits, decision, system=name, moment=self._clock())
+        made = rules(limits, decision, system=name, moment=self._clock())
+        return replace(made, search_key=self._search_key)
 
     async def _decide(
         self,

@@ -18,7 +18,7 @@ from gateway.config import Configuration
 from gateway.core import dsn, routing
 from gateway.core.dsn import Notification
 from gateway.errors import RelayError
-from gateway.ledger import messages, notices
+from gateway.ledger import messages, notices, submissions
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.notices import Notice
 from gateway.ledger.spool import Spool
@@ -94,6 +94,8 @@ class Report:
         now = datetime.now(UTC)
         if row is None or self._relay is None or not self._may_be_told(row):
             return None
+        if (await self.ledger.read(submissions.condition)).paused:
+            return now + PAUSE  # after a restore nobody knows who was told
         relay, gateway = self.configuration.relay, self.configuration.gateway
         assert relay is not None
         code, to = row.code or str(row.outcome), row.recipients[0] if row.recipients else relay.sender

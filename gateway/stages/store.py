@@ -34,6 +34,7 @@ from gateway.ledger.spool import Spool
 from gateway.model import Outcome, Queued, Sent, Span
 from gateway.stages.asking import Asking, StoppingError, Trouble, fault, start
 from gateway.stages.proof import Enquiry, Prover
+from gateway.stages.throughput import Throughput
 
 T = TypeVar("T")
 
@@ -208,6 +209,7 @@ class Store:
         self.spool = spool
         self.not_before = datetime.fromtimestamp(0, UTC)
         """No send before this: after a crash, so that a crash loop does not use up tries (R27)."""
+        self.throughput = Throughput()
         self._scu = scu
         self._dice = dice
         self._transcode = transcode
@@ -591,6 +593,10 @@ class Store:
 
         # Whoever cancels us, what the peer said must get on record.
         marked = await asyncio.shield(self._record(change))
+        for one in settled:
+            if one.sent:
+                what = "unknown" if one.unknown else str(one.outcome)
+                self.throughput.add(run.name, what, one.work.end - one.work.start)
         if answered:
             run.condition = Condition(run.name, answered_at=now)
         return marked

@@ -26,6 +26,7 @@ from gateway.ledger.ledger import Ledger
 from gateway.ledger.spool import Spool
 from gateway.ledger.submissions import Settled, Work
 from gateway.model import Mail, Outcome, Reply, Span, Submission
+from gateway.stages.throughput import Throughput
 
 T = TypeVar("T")
 
@@ -96,6 +97,7 @@ class Submit:
         self.spool = spool
         self.not_before = datetime.fromtimestamp(0, UTC)
         """No submission before this: after a crash, so that a crash loop does not use up tries (R27)."""
+        self.throughput = Throughput()
         self._relay = relay
         self._dice = dice
         self._stopping = False
@@ -263,6 +265,7 @@ class Submit:
         await asyncio.shield(self._record(change))
         if one.sent:
             work = one.work
+            self.throughput.add(work.partner, "unknown" if one.unknown else str(one.outcome), work.size)
             log.info("submitted", id=work.message, partner=work.partner, outcome=one.outcome, status=one.status)
 
     async def _record(self, change: Callable[[Connection], T]) -> T:

@@ -123,6 +123,15 @@ def outputs(gateway: Daemon) -> dict[str, str]:
     for words in (["queue", "list"], ["queue", "list", "--json"], ["reconcile"], ["check"], ["check", "--json"]):
         said = gateway.say(*words)
         shown[" ".join(words)] = said.stdout + said.stderr
+    stories = [["--patient", PATIENT["PatientID"]], ["--accession", PATIENT["AccessionNumber"]], ["--from", "clinic-a"]]
+    for words in (*stories, ["Kanarienvogel^Tweety"], ["--patient", "Tweety"], ["--from", "CANARYSENDER"]):
+        for form in ([], ["--json"]):
+            said = gateway.say("explain", *words, *form)
+            assert said.returncode == (0 if words in stories else 1)
+            shown[f"explain {words[0]} {form} {len(shown)}"] = said.stdout + said.stderr
+    for words in (["events"], ["events", "--json"], ["backup", str(gateway.folder / "backup")], ["backup", "/CANARY"]):
+        said = gateway.say(*words)
+        shown[" ".join(words[:1])] = said.stdout + said.stderr.replace("/CANARY", "")
     by_outcome = {str(item["outcome"]): str(item["id"]) for item in listed(gateway)}
     for item in listed(gateway):
         key = str(item["id"])

@@ -16,6 +16,7 @@ from sqlalchemy import select
 
 from gateway import config
 from gateway.core import part10
+from gateway.core.pseudonym import Identity
 from gateway.errors import RelayError
 from gateway.ledger import inventory, tickets
 from gateway.ledger.ledger import Ledger, connect
@@ -132,6 +133,7 @@ class Image:
     data_set_sha256: str
     data_set: int
     draft: Draft
+    identity: Identity = field(default_factory=Identity)
 
 
 @dataclass

@@ -137,27 +137,6 @@ def test_every_verb_has_help(verb: list[str], capsys: pytest.CaptureFixture[str]
     assert verb == ["version"] or "Example: dicom-mail " in shown or "Not built yet" in shown
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["bogus"], "dicom-mail: No such command 'bogus'. (dicom-mail --help)\n"),
-        (["queue", "shw"], "dicom-mail: No such command 'shw'. Did you mean 'show'? (dicom-mail queue --help)\n"),
-        (["check", "--config"], "dicom-mail: Option '--config' requires an argument. (dicom-mail --help)\n"),
-    ],
-)
-def test_usage_error_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 2, nothing on standard output."""
-    assert cli.perform(arguments) == 2
-    assert capsys.readouterr() == ("", said)
-
-
-@pytest.mark.parametrize("verb", ["explain", "events", "backup"])
-def test_verb_that_is_not_built_says_so(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever its arguments will be, exit code 2."""
-    assert cli.perform([verb, "import", "--to", "clinic-a", "x.pem"]) == 2
-    assert capsys.readouterr().err == f"dicom-mail: {verb}: not built yet (dicom-mail --help lists what is)\n"
-
-
 @pytest.mark.parametrize("verb", ["run", "check", "reconcile", "echo", "user list", "queue list"])
 def test_missing_configuration_is_one_line(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2, and how to name another one."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gateway import cli, config, metrics
-from gateway.core import findings, status
+from gateway.core import codes, findings, status
 from gateway.edges import storescp
 from gateway.edges.smtp import Counters
 from gateway.ledger.inventory import Census
@@ -85,6 +85,13 @@ def test_every_finding_is_described_in_the_words_of_its_table() -> None:
         assert said[code] == f"*{entry.severity}* — {entry.meaning} {entry.action}"
 
 
+def test_codes_of_items_and_of_protection_have_the_words_of_their_page() -> None:
+    """What `explain` says of a code is what the page says."""
+    for section, table in (("Items", codes.ITEMS), ("Protection", codes.PROTECTION)):
+        said = {code: text.partition(" — ")[2] for code, text in described(ERRORS, section).items()}
+        assert said == table
+
+
 def test_every_answer_of_a_pacs_is_described() -> None:
     """All codes of the status table."""
     verdicts = [row.verdict for row in status.TABLE] + [status.UNLISTED, *status.REFUSALS.values()]
@@ -129,6 +136,7 @@ def test_every_metric_is_described_in_its_own_words() -> None:
     """Name and help text, and none that is not there."""
     readings = metrics.Readings()
     every = metrics.registry(readings, Counters, storescp.Counters)
+    readings.unaccounted = 0
     readings.census = Census(*({} for _ in fields(Census)))
     exist = {}
     for metric in every.collect():

@@ -185,3 +185,27 @@ def test_the_census_counts_what_the_metrics_show(connection: Connection) -> None
     assert census.paused == {"pacs": 0, "other": 1, "idle": 0}
     assert census.notices == {"held": 1, "late": 1}
     assert census.tickets["store"] == 2
+
+
+def test_stages_and_partners_are_counted(connection: Connection) -> None:
+    """What waits where, since when and how big; duplicates wait for nothing of their own (R33)."""
+    full(connection)
+    found = inventory.census(connection, NOW + 2 * HOUR, ("pacs", "other"))
+    assert found.stages == {"receive": 1.0, "store": 1.0, "compose": 0.0, "submit": 0.0}
+    assert found.ages == {"receive": 10_800.0, "store": 3600.0, "compose": 0.0, "submit": 0.0}
+    assert found.sizes == {"receive": 1000.0, "store": 1000.0, "compose": 0.0, "submit": 0.0}
+    assert found.relay == {"up": 1.0, "paused": 0.0}
+    of = inventory.partners(connection)
+    assert of.items[("clinic-a", "in", "delivered")] == 2.0
+    assert of.last[("clinic-a", "in")] == (NOW + HOUR).timestamp()
+
+
+def test_what_was_delivered_is_listed_once_with_how_long_it_took(connection: Connection) -> None:
+    """For the histograms: each item when all of it is there, and never again."""
+    last, _ = inventory.delivered_after(connection, 0)
+    queue(connection, "in-1", instance(1))
+    queue(connection, "in-2", instance(2))
+    send(connection, "pacs", now=NOW + HOUR)
+    last, found = inventory.delivered_after(connection, last)
+    assert [(one.direction, one.urgent, one.seconds) for one in found] == [("in", False, 3600.0)] * 2
+    assert inventory.delivered_after(connection, last) == (last, [])
