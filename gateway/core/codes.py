@@ -184,13 +184,18 @@ PROTECTION: Final[Mapping[str, str]] = MappingProxyType(
             "The certificate leads to no anchor of yours, or is not the pinned one. Check it out of band, then add "
             "the anchor or pin it."
         ),
-        "certificate-expired": "The certificate, or one of its issuers', has run out. The partner needs a new one.",
+        "certificate-expired": (
+            "The certificate, or one of its issuers', has run out. The partner needs a new one: "
+            "`dicom-mail partner import`. Until it is here, `dicom-mail partner trust` lets the old one count."
+        ),
         "certificate-not-yet-valid": "The certificate is not valid yet. Look at both clocks.",
         "extended-key-usage": "The certificate is not for mail.",
         "key-usage": "The certificate must not be used for this: one for encryption signed, or the other way round.",
         "revoked": "The certificate is revoked. Call the partner; treat what it signed lately with care.",
         "revocation-unknown": (
-            "No current CRL tells whether the certificate is revoked, and `revocation` is `hard`. Look at the CRLs."
+            "No CRL told for 24 hours whether the certificate is revoked, and `revocation` is `hard`. Until then the mail "
+            "waits, and is looked at again every 15 minutes. `check` says which CRL is missing; put it there, then "
+            "`queue release`."
         ),
         "sender-address-mismatch": (
             "The certificate is for another address than From, or From differs inside the protection. Pin the "
