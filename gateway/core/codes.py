@@ -191,11 +191,14 @@ PROTECTION: Final[Mapping[str, str]] = MappingProxyType(
         "certificate-not-yet-valid": "The certificate is not valid yet. Look at both clocks.",
         "extended-key-usage": "The certificate is not for mail.",
         "key-usage": "The certificate must not be used for this: one for encryption signed, or the other way round.",
-        "revoked": "The certificate is revoked. Call the partner; treat what it signed lately with care.",
+        "revoked": (
+            "The certificate is revoked: the partner's, or our own for mail that we send. Call the partner; treat "
+            "what it signed lately with care. Mail to or from a new certificate goes on by itself."
+        ),
         "revocation-unknown": (
-            "No CRL told for 24 hours whether the certificate is revoked, and `revocation` is `hard`. Until then the mail "
-            "waits, and is looked at again every 15 minutes. `check` says which CRL is missing; put it there, then "
-            "`queue release`."
+            "No CRL told for 24 hours whether the certificate is revoked, and `revocation` is `hard`. Until then "
+            "the mail waits, and is looked at again every 15 minutes. `check` says which CRL is missing; put it "
+            "there, then `queue release`."
         ),
         "sender-address-mismatch": (
             "The certificate is for another address than From, or From differs inside the protection. Pin the "
@@ -210,8 +213,9 @@ PROTECTION: Final[Mapping[str, str]] = MappingProxyType(
             "again."
         ),
         "cbc-without-inner-signature": (
-            "Encrypted by AES-CBC without a good signature inside: anybody could have changed it. Ask for AES-GCM, or"
-            " for signing before encryption."
+            "Encrypted by AES-CBC without a good signature inside: anybody could have changed it. Ask for "
+            "AES-GCM, or for signing before encryption. When there is a signature inside, the story of the mail "
+            "names what is wrong with it, as certificate-expired: mend that."
         ),
     }
 )
