@@ -5,7 +5,7 @@ All of it is read from the tables alone (R36), and comes as the JSON documents o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -25,6 +25,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    tuple_,
     type_coerce,
 )
 
@@ -56,6 +57,22 @@ _STAGE = case((message.c.kind == "report", literal(str(Stage.REPORT))), else_=me
 """The stage as people see it: mail that is a report waits for nothing in RECEIVE."""
 
 
+def matching(
+    *,
+    outcome: str | None = None,
+    stage: str | None = None,
+    partner: str | None = None,
+    direction: str | None = None,
+    since: datetime | None = None,
+) -> ColumnElement[bool]:
+    """Make the condition for items that have all of these."""
+    columns = ((message.c.outcome, outcome), (_STAGE, stage), (message.c.partner, partner))
+    conditions = [column == value for column, value in (*columns, (message.c.direction, direction)) if value is not None]
+    if since is not None:
+        conditions.append(message.c.received_at >= since)
+    return and_(true(), *conditions)
+
+
 def list_items(
     connection: Connection,
     now: datetime,
@@ -83,9 +100,39 @@ def list_items(
     }
 
 
-def _items(key: str | None = None) -> Select[Any]:
-    """Select items with the counts of their deliveries: all, or the one of which alone they are then counted."""
-    mine = delivery.c.message == key if key is not None else true()
+def list_page(
+    connection: Connection,
+    now: datetime,
+    wanted: ColumnElement[bool],
+    most: int,
+    before: str | None = None,
+) -> tuple[list[dict[str, Any]], bool]:
+    """List a page of items, the newest first, and tell whether there are more. Counts only what the page shows.
+
+    Args:
+        connection: To read with.
+        now: From which ages are counted.
+        wanted: A condition on ``message``.
+        most: Items on a page.
+        before: The id of the last item of the page before; None for the first page.
+
+    Raises:
+        UnknownItemError: That last item is not kept any more.
+    """
+    if before is not None:
+        since = connection.scalar(select(message.c.received_at).where(message.c.id == before))
+        if since is None:
+            raise UnknownItemError(f"there is no item {before}", hint="begin with the first page")
+        wanted &= tuple_(message.c.received_at, message.c.id) < tuple_(literal(since, Moment), literal(before))
+    order = (message.c.received_at.desc(), message.c.id.desc())
+    keys = connection.scalars(select(message.c.id).where(wanted).order_by(*order).limit(most + 1)).all()
+    rows = connection.execute(_items(keys[:most]).where(message.c.id.in_(keys[:most])).order_by(*order))
+    return [_item(row, now) for row in rows], len(keys) > most
+
+
+def _items(keys: Sequence[str] | None = None) -> Select[Any]:
+    """Select items with the counts of their deliveries: all, or those of which alone they are then counted."""
+    mine = delivery.c.message.in_(keys) if keys is not None else true()
     counts = (
         select(
             delivery.c.message,
@@ -169,7 +216,7 @@ def show_item(connection: Connection, key: str, now: datetime) -> dict[str, Any]
     Raises:
         UnknownItemError: There is no such item.
     """
-    row = connection.execute(_items(key).where(message.c.id == key)).one_or_none()
+    row = connection.execute(_items([key]).where(message.c.id == key)).one_or_none()
     if row is None:
         raise UnknownItemError(f"there is no item {key}", hint="dicom-mail queue list")
     events = connection.execute(select(event.c.at, event.c.text).where(event.c.message == key).order_by(event.c.id))

@@ -81,7 +81,7 @@ def explain(connection: Connection, wanted: Wanted, now: datetime) -> dict[str, 
     Raises:
         NothingFoundError: None does.
     """
-    found = _matching(wanted)
+    found = matching(wanted)
     count = connection.scalar(select(func.count()).select_from(found.subquery())) or 0
     if not count:
         raise NothingFoundError("nothing is known of that", hint=SEARCHABLE)
@@ -101,7 +101,17 @@ def explain(connection: Connection, wanted: Wanted, now: datetime) -> dict[str, 
     }
 
 
-def _matching(wanted: Wanted) -> Select[Any]:
+def tell_of(connection: Connection, key: str, now: datetime) -> dict[str, Any]:
+    """Tell the story of one item.
+
+    Raises:
+        UnknownItemError: There is no such item.
+    """
+    return _story(connection, key, _lanes(connection), now)
+
+
+def matching(wanted: Wanted) -> Select[Any]:
+    """Select the ids of the items that answer to what is wanted."""
     conditions: list[ColumnElement[bool]] = []
     if wanted.word is not None:
         conditions.append(message.c.id.in_(_named(wanted.word)))

@@ -121,6 +121,8 @@ message = _table(
     Column("store_ended_at", Moment),
     Index(None, "message_id", "body_sha256"),
     Index(None, "received_at"),
+    Index(None, "outcome", "received_at"),
+    Index(None, "partner", "received_at"),
     Index(None, "duplicate_of"),
     Index(None, "sha256"),
     Index("ix_message_open", "stage", sqlite_where=_OPEN, postgresql_where=_OPEN),

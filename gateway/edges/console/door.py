@@ -1,8 +1,7 @@
-"""The HTTP door: health for probes, metrics for Prometheus; later the web console.
+"""The listener: an HTTP server on our own event loop, that takes no signals and opens no files.
 
-It lives on our event loop, and takes no signals and opens no files of its own. It answers only GET and HEAD of three
-paths, reads no body, and lets nobody stay: a connection has a deadline as a whole, so that a peer that drips its bytes
-holds its place for a moment only.
+It lets nobody stay: a connection has a deadline as a whole, so that a peer that drips its bytes holds its place for a
+moment only. What a page follows live it follows by connections that end in time and are made anew.
 """
 
 from __future__ import annotations
@@ -14,15 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from gateway.edges.console.app import application
+from gateway.edges.console.pages import Pages
 from gateway.errors import GatewayError
 
 CONNECTIONS: Final = 64
@@ -37,18 +33,8 @@ LIFETIME: Final = 30.0
 GRACE: Final = 5.0
 """Seconds after that until it is cut."""
 
-HEADERS: Final = [
-    ("Cache-Control", "no-store"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-    ("Referrer-Policy", "no-referrer"),
-    ("X-Content-Type-Options", "nosniff"),
-]
-"""On every answer: nothing here is for a browser to keep, embed or guess about."""
-
-
 class HttpDoor:
-    """Serves health and metrics on one address.
+    """Serves health and metrics on one address, and the console where it has pages.
 
     Args:
         section: The section of the configuration it belongs to, for messages.
@@ -56,6 +42,7 @@ class HttpDoor:
         registry: What /metrics shows.
         ready: Asked by /health/ready: the listening doors that are shut and should not be. It must not block.
         tls: Our certificate; None serves without TLS.
+        pages: The web console; None for health and metrics only.
     """
 
     def __init__(
@@ -66,6 +53,7 @@ class HttpDoor:
         registry: CollectorRegistry,
         ready: Callable[[], Sequence[str]],
         tls: ssl.SSLContext | None = None,
+        pages: Pages | None = None,
     ) -> None:
         self.section = section
         self.listen = listen
@@ -74,8 +62,9 @@ class HttpDoor:
         self.grace = GRACE
         self._state = ServerState()
         self._server: asyncio.Server | None = None
+        self._pages = pages
         self._config = Config(
-            _application(registry, ready),
+            application(registry, ready, pages),
             interface="asgi3",
             http=H11Protocol,
             ws="none",
@@ -85,7 +74,6 @@ class HttpDoor:
             server_header=False,
             date_header=False,
             proxy_headers=False,
-            headers=HEADERS,
             limit_concurrency=CONNECTIONS,
             timeout_keep_alive=5,
             h11_max_incomplete_event_size=LONGEST_HEAD,
@@ -124,6 +112,8 @@ class HttpDoor:
         if server is None:
             return
         server.close()
+        if self._pages is not None:
+            self._pages.close()
         for connection in list(self._state.connections):
             connection.shutdown()
         if self._state.tasks:
@@ -153,22 +143,3 @@ class _Connection(H11Protocol):
         for timer in self._timers:
             timer.cancel()
         super().connection_lost(exc)
-
-
-def _application(registry: CollectorRegistry, ready: Callable[[], Sequence[str]]) -> Starlette:
-    async def live(_: Request) -> Response:
-        return PlainTextResponse("alive\n")
-
-    async def is_ready(_: Request) -> Response:
-        shut = ready()
-        if shut:
-            return PlainTextResponse("".join(f"shut: {door}\n" for door in shut), status_code=503)
-        return PlainTextResponse("ready\n")
-
-    def metrics(_: Request) -> Response:
-        # Not a coroutine, so Starlette runs it in a thread: a collector may ask the ledger.
-        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
-
-    return Starlette(
-        routes=[Route("/health/live", live), Route("/health/ready", is_ready), Route("/metrics", metrics)],
-    )
