@@ -61,6 +61,7 @@ from gateway.config import StorageSCP
 from gateway.core import commitment, dataset, dimse, filemeta, negotiation, part10, pdata
 from gateway.core.contexts import VERIFICATION
 from gateway.errors import GatewayError, LedgerError, LowDiskError
+from gateway.ledger.custody import Caller, Received
 from gateway.ledger.spool import Draft
 
 for _name in ("pydicom", "pynetdicom"):  # they log UIDs, titles and whole PDUs at will
@@ -124,55 +125,8 @@ BREATH: Final = 0.5
 """Seconds without accepting after the system had no descriptor or thread for us."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who opened an association, and whom it meant.
-
-    Attributes:
-        calling: Calling AE title; proves nothing.
-        called: Called AE title.
-        peer: Address, without port.
-    """
-
-    calling: str
-    called: str
-    peer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """An instance that was received whole and is not ours yet.
-
-    Attributes:
-        caller: Who sent it to which title.
-        sop_class: SOP Class UID, the same in command and data set.
-        sop_instance: SOP Instance UID, likewise.
-        study: Study Instance UID.
-        series: Series Instance UID.
-        transfer_syntax: Of the presentation context.
-        size: Bytes of the file.
-        sha256: Names the file, in hexadecimal: SHA-256 of all before the data set, followed by the SHA-256 of the data
-            set. So an instance is hashed once, not twice, as a mail is.
-        data_set_sha256: Of the data set (what "the same instance" means), in hexadecimal.
-        data_set: Offset of the data set in the file.
-        draft: The file, written, not synced. Whoever accepts it commits or discards it.
-    """
-
-    caller: Caller
-    sop_class: str
-    sop_instance: str
-    study: str
-    series: str
-    transfer_syntax: str
-    size: int
-    sha256: str
-    data_set_sha256: str
-    data_set: int
-    draft: Draft
-
-
 class Incoming(Protocol):
-    """What the door needs of the gateway behind it. All but ``accept`` is called by the threads of associations."""
+    """What the door needs of the gateway behind it. The threads of associations call it."""
 
     def titles(self) -> Collection[str]:
         """AE titles that images may be sent to, beside the door's own."""
@@ -186,13 +140,14 @@ class Incoming(Protocol):
     def draft(self) -> Draft:
         """Begin the file that an instance is written to."""
 
-    async def accept(self, received: Received) -> int:
+    def accept(self, received: Received, patience: float) -> int:
         """Take custody: bytes synced, row committed. Owns the draft from here on, whatever comes of it.
 
         Returns:
             The DIMSE status of the answer; 0 only when custody is taken.
 
         Raises:
+            TimeoutError: It took longer than that many seconds; custody may be taken yet, or not.
             LowDiskError: There is no room now.
             OSError: The disk did not take it.
             LedgerError: The ledger did not take it.
@@ -737,7 +692,7 @@ class _Association:
         elif self._intake is None or event.context != self._intake.request.context:
             raise dimse.ProtocolError("unexpected data set")
         else:
-            self._take_data(self._intake, event.block)
+            self._take_data(self._intake, event.block, last=event.last)
             if event.last:
                 self._finish(self._intake)
 
@@ -799,15 +754,17 @@ class _Association:
             intake.data_set = len(head)
             self._keep(intake, memoryview(head))
 
-    def _take_data(self, intake: _Intake, block: memoryview) -> None:
+    def _take_data(self, intake: _Intake, block: memoryview, *, last: bool) -> None:
         if intake.refused is not None:
             # Read to its end, because only then the peer listens; but not for ever.
             intake.size += len(block)
             if intake.size > PATIENCE * self._door.limits.instance:
                 raise dimse.ProtocolError("data set too long")
         elif intake.draft is not None:
-            intake.hashed.update(block)
             self._keep(intake, block)
+            if last and intake.draft is not None and not intake.draft.is_large:
+                intake.draft.begin_sync()  # the disk writes while it is judged
+            intake.hashed.update(block)
         else:
             intake.content += block
             if len(intake.content) > dimse.LONGEST_DATA_SET:
@@ -875,8 +832,6 @@ class _Association:
     def _store(self, intake: _Intake, draft: Draft) -> tuple[int, str]:
         """Judge an instance, and hand it over; return status and comment."""
         try:
-            if not draft.is_large:
-                draft.begin_sync()  # the disk writes while it is judged
             judged = self._judge(intake, draft)
         except OSError as error:
             _log.error("storescp-write-failed", exception=type(error).__name__)
@@ -917,7 +872,7 @@ class _Association:
     def _hand_over(self, received: Received) -> tuple[int, str]:
         assert self._door.incoming is not None
         try:
-            return self._door.wait_for(_accepted(self._door.incoming, received), self._door.deadlines.custody), ""
+            return self._door.incoming.accept(received, self._door.deadlines.custody), ""
         except TimeoutError:
             # It may be ours yet, or not: neither yes nor no would be true.
             raise dimse.ProtocolError("no custody in time") from None
@@ -971,7 +926,7 @@ class _Reader:
     """Reads what a draft has put on disk; the file is opened when it is needed."""
 
     def __init__(self, draft: Draft) -> None:
-        self._path = draft.path
+        self._draft = draft
         self._file = -1
 
     def __enter__(self) -> Self:
@@ -986,12 +941,8 @@ class _Reader:
         if not size:
             return b""
         if self._file < 0:
-            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(self._draft.path, os.O_RDONLY | os.O_CLOEXEC)
         return os.pread(self._file, size, offset)
-
-
-async def _accepted(incoming: Incoming, received: Received) -> int:
-    return await incoming.accept(received)
 
 
 async def _noted(on_report: OnReport, report: commitment.Report) -> bool:

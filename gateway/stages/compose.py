@@ -42,6 +42,7 @@ from gateway.core.unsealing import Keyring
 from gateway.errors import GatewayError, RelayError, UsageError
 from gateway.ledger import collections, submissions
 from gateway.ledger.collections import Arrival, Course, Kept, Row
+from gateway.ledger.custody import Caller, Received
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.spool import Draft, Spool
 from gateway.ledger.submissions import Mail
@@ -67,6 +68,9 @@ TITLE: Final = 16
 
 LATE: Final = timedelta(minutes=30)
 
+PATIENCE: Final = 120.0
+"""Seconds that the disk and the ledger have to take a file that a person sends."""
+
 POISON: Final = 3
 """Crashes with the same collection after which it is held."""
 
@@ -85,70 +89,6 @@ OURS: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ESTALE}
 )
 """What the operating system says when this machine has a trouble that no image can bring about."""
-
-
-class Caller(Protocol):
-    """Who opened an association, and whom it meant."""
-
-    @property
-    def calling(self) -> str:
-        """Calling AE title; proves nothing."""
-
-    @property
-    def called(self) -> str:
-        """Called AE title."""
-
-    @property
-    def peer(self) -> str:
-        """Address, without port."""
-
-
-class Received(Protocol):
-    """An instance as the DICOM door has written it down: group 0002 by us, the data set as it came (P10-6)."""
-
-    @property
-    def caller(self) -> Caller:
-        """Who sent it to which title."""
-
-    @property
-    def sop_class(self) -> str:
-        """SOP Class UID."""
-
-    @property
-    def sop_instance(self) -> str:
-        """SOP Instance UID."""
-
-    @property
-    def study(self) -> str:
-        """Study Instance UID."""
-
-    @property
-    def series(self) -> str:
-        """Series Instance UID."""
-
-    @property
-    def transfer_syntax(self) -> str:
-        """Transfer Syntax UID."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-
-    @property
-    def sha256(self) -> str:
-        """Names the file, in hexadecimal."""
-
-    @property
-    def data_set_sha256(self) -> str:
-        """Of the data set, in hexadecimal."""
-
-    @property
-    def data_set(self) -> int:
-        """Offset of the data set in the file."""
-
-    @property
-    def draft(self) -> Draft:
-        """The file, not committed yet."""
 
 
 class Announcing(Protocol):
@@ -260,10 +200,17 @@ class Compose:
         """Begin the file that an instance is written to."""
         return self.spool.draft()
 
-    async def accept(self, received: Received) -> int:
+    def accept(self, received: Received, patience: float) -> int:
         """Take custody of an instance, and return the status that its sender is told. The draft is ours now.
 
+        For a thread, as all that waits for a disk.
+
+        Args:
+            received: The instance.
+            patience: Seconds that the ledger may take.
+
         Raises:
+            TimeoutError: It took longer; it may be ours yet, or not.
             LowDiskError: There is no room; nothing was kept.
             OSError: The disk did not take it; nothing was kept.
             LedgerError: The ledger did not take it; what is on the disk without a row was never ours.
@@ -272,11 +219,11 @@ class Compose:
         if course is None:  # its route went while the association was open
             received.draft.discard()
             return NOT_AUTHORIZED
-        await self.take(received, course, "storescp")
+        self.take(received, course, "storescp", patience)
         return SUCCESS
 
-    async def take(self, received: Received, course: Course, door: str) -> None:
-        """Make an instance durable and join it to its collections.
+    def take(self, received: Received, course: Course, door: str, patience: float) -> None:
+        """Make an instance durable and join it to its collections. The rows are made while the disk works.
 
         Raises: as ``accept``.
         """
@@ -285,12 +232,16 @@ class Compose:
         except BaseException:
             received.draft.discard()
             raise
-        blob = await self.spool.commit(received.draft, ".dcm")
+        file = self.spool.prepare(received.draft, ".dcm")
         caller, now = received.caller, datetime.now(UTC)
         peers = (caller.peer, caller.calling, caller.called)
-        arrival = Arrival(self._instance(received, blob), blob, course, door, *peers, now)
-        if not await self.ledger.write_together(collections.accept, arrival):
-            await asyncio.to_thread(self.spool.remove, blob)  # the same instance once more: one is enough
+        arrival = Arrival(self._instance(received, file.key), file.key, course, door, *peers, now)
+        if received.draft.is_large:
+            self.spool.settle(file)  # first: all who write to the ledger would wait for it
+        pending = self.ledger.offer(collections.accept, arrival, file.wait)
+        self.spool.settle(file)
+        if not pending.result(patience):
+            received.draft.discard()  # the same instance once more: one is enough
 
     async def take_files(self, partner: str, paths: Sequence[Path], who: str) -> list[str | None]:
         """Take custody of files that a person sends to a partner; say for each why it was not taken, None when it was.
@@ -311,7 +262,7 @@ class Compose:
                 draft.discard()
                 reasons.append(error.text if isinstance(error, GatewayError) else f"{error.strerror}")
                 continue
-            await self.take(received, course, "send")
+            await asyncio.to_thread(self.take, received, course, "send", PATIENCE)
             reasons.append(None)
         return reasons
 
@@ -530,33 +481,7 @@ def _rules(route: Route) -> Rules:
     return Rules(route.quiet, route.max_age, route.max_size)
 
 
-@dataclass(frozen=True, slots=True)
-class Sender:
-    """A person who sends files, in the place of a modality."""
-
-    calling: str
-    called: str = BY_HAND
-    peer: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A DICOM file that a person sends, as it was copied: the attributes of ``Received``."""
-
-    caller: Sender
-    sop_class: str
-    sop_instance: str
-    study: str
-    series: str
-    transfer_syntax: str
-    size: int
-    sha256: str
-    data_set_sha256: str
-    data_set: int
-    draft: Draft
-
-
-def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> File:
+def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> Received:
     """Copy a file into a draft and find out what it is. Blocking.
 
     Raises:
@@ -584,8 +509,8 @@ def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> File:
     if judged.held:
         raise GatewayError(judged.held)
     uids = (judged.sop_class, judged.sop_instance, judged.study, judged.series, meta.transfer_syntax)
-    sender = Sender(who[:TITLE])
-    return File(sender, *uids, size, whole.hexdigest(), content.hexdigest(), meta.data_set, draft)
+    person = Caller(who[:TITLE], BY_HAND, "")
+    return Received(person, *uids, size, whole.hexdigest(), content.hexdigest(), meta.data_set, draft)
 
 
 class _Writer:

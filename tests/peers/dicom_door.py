@@ -11,7 +11,8 @@ from typing import Any
 
 from gateway.config import Listen, StorageSCP
 from gateway.core import commitment
-from gateway.edges.storescp import Caller, Deadlines, Received, StorageScpDoor
+from gateway.edges.storescp import Deadlines, StorageScpDoor
+from gateway.ledger.custody import Caller, Received
 from gateway.errors import LowDiskError
 from gateway.ledger.spool import Draft, Spool
 
