@@ -692,7 +692,7 @@ class _Association:
         elif self._intake is None or event.context != self._intake.request.context:
             raise dimse.ProtocolError("unexpected data set")
         else:
-            self._take_data(self._intake, event.block, last=event.last)
+            self._take_data(self._intake, event.block)
             if event.last:
                 self._finish(self._intake)
 
@@ -754,17 +754,15 @@ class _Association:
             intake.data_set = len(head)
             self._keep(intake, memoryview(head))
 
-    def _take_data(self, intake: _Intake, block: memoryview, *, last: bool) -> None:
+    def _take_data(self, intake: _Intake, block: memoryview) -> None:
         if intake.refused is not None:
             # Read to its end, because only then the peer listens; but not for ever.
             intake.size += len(block)
             if intake.size > PATIENCE * self._door.limits.instance:
                 raise dimse.ProtocolError("data set too long")
         elif intake.draft is not None:
-            self._keep(intake, block)
-            if last and intake.draft is not None and not intake.draft.is_large:
-                intake.draft.begin_sync()  # the disk writes while it is judged
             intake.hashed.update(block)
+            self._keep(intake, block)
         else:
             intake.content += block
             if len(intake.content) > dimse.LONGEST_DATA_SET:
@@ -832,6 +830,8 @@ class _Association:
     def _store(self, intake: _Intake, draft: Draft) -> tuple[int, str]:
         """Judge an instance, and hand it over; return status and comment."""
         try:
+            if not draft.is_large:
+                draft.begin_sync()  # the disk writes while it is judged
             judged = self._judge(intake, draft)
         except OSError as error:
             _log.error("storescp-write-failed", exception=type(error).__name__)
