@@ -18,6 +18,7 @@ from rows import NOW, configuration
 
 from gateway.errors import LowDiskError, RelayError, UsageError
 from gateway.ledger import submissions, verbs
+from gateway.ledger.spool import Draft
 from gateway.model import Reply
 from gateway.stages import compose
 
@@ -314,6 +315,24 @@ async def test_a_full_disk_takes_nothing(out: Outbound, monkeypatch: pytest.Monk
     with pytest.raises(LowDiskError):
         await out.accept(one)
     assert not one.draft.path.exists()
+
+
+async def test_a_disk_that_does_not_take_a_file_leaves_no_row(out: Outbound, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows were made already; they are not committed (R1, R20)."""
+
+    def fail(_: Draft) -> None:
+        raise OSError(5, "Input/output error")
+
+    for size in (100, 9 << 20):
+        one = out.image(1, size=size)
+        with monkeypatch.context() as patch:
+            patch.setattr(Draft, "sync", fail)
+            with pytest.raises(OSError, match="Input/output error"):
+                await out.accept(one)
+        assert not one.draft.path.exists()
+    assert await out.items() == []
+    await out.send(1)
+    assert len(await out.items()) == 1
 
 
 async def test_a_partner_that_is_gone_holds_its_images(out: Outbound, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from gateway import config, metrics
 from gateway.core import findings, status
 from gateway.edges import storescp
 from gateway.edges.smtp import Counters
+from gateway.edges.storescp import answers
 from gateway.ledger.inventory import Census
+from gateway.stages import compose
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,6 +89,22 @@ def test_every_answer_of_a_pacs_is_described() -> None:
     verdicts = [row.verdict for row in status.TABLE] + [status.UNLISTED, *status.REFUSALS.values()]
     assert {verdict.code for verdict in verdicts} == set(described(ERRORS, "Answers of a PACS"))
     assert status.NO_ANSWER.code in described(ERRORS, "Items")
+
+
+def test_every_answer_to_a_sender_is_described() -> None:
+    """Statuses and rejections of the DICOM door, in the words of its tables."""
+    statuses = {f"0x{status:04X}": f"{one.meaning} {one.action}" for status, one in answers.STATUSES.items()}
+    assert described(ERRORS, "Answers to a sender") == statuses
+    rejections = {one.reason: f"{one.meaning} {one.action}" for one in answers.REJECTIONS.values()}
+    assert described(ERRORS, "Rejected associations") == rejections
+
+
+def test_the_door_answers_nothing_that_no_table_names() -> None:
+    """Every status and every rejection that has a name has a row."""
+    names = {name: value for name, value in vars(answers).items() if name.isupper() and not name.startswith("_")}
+    assert {value for value in names.values() if isinstance(value, int)} == set(answers.STATUSES)
+    assert {value for value in names.values() if isinstance(value, tuple)} == set(answers.REJECTIONS)
+    assert {*answers.BY_CODE.values(), compose.NOT_AUTHORIZED} <= set(answers.STATUSES)
 
 
 def constants(*folders: str) -> Iterator[tuple[str, str]]:

@@ -662,7 +662,7 @@ def test_custody_that_takes_too_long_is_neither_yes_nor_no(tmp_path: Path, image
 
 def test_silent_strangers_make_way(door: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who holds connections without asking for anything keeps nobody out."""
-    monkeypatch.setattr("gateway.edges.storescp.STRANGERS", 3)
+    monkeypatch.setattr("gateway.edges.storescp.door.STRANGERS", 3)
     strangers = [Scu(door.port) for _ in range(6)]
     try:
         with Scu(door.port) as scu:

@@ -1,104 +1,31 @@
-"""The DICOM door: takes images from the network into the spool, and says 0x0000 only when custody is taken (R20).
-
-pynetdicom encodes and decodes the negotiation, and nothing more, for the reasons that the Storage SCU gives: its own
-association polls, copies every instance into memory, and can be held up for ever in the middle of a PDU. Here each
-association is one thread that owns its socket. What arrives of a data set goes to the disk at once; a deadline stands
-behind every wait; memory is flat whatever a peer sends.
-
-What is written is the data set as it came, behind a File Meta Information of our own (P10-3, P10-6). Before the
-answer it is walked to its end: what cannot be parsed, has no study, or is not what the command set says is refused,
-and the sender keeps it and knows (NET-18). No failure of ours is ever answered as a success.
-
-=========  ==================================================================================================
-Status     When (PS3.4 B.2.3, PS3.7 Annex C)
-=========  ==================================================================================================
-0x0000     The bytes are synced, and the row is committed
-0xA700     There is no room, or the disk or the ledger did not take it: send it again later
-0xA900     The data set is of another SOP Class, or another instance, than the command set says
-0xC000     The data set cannot be parsed to its end
-0xC001     It is bigger than ``limits.instance``
-0xC002     It lacks a Study or Series Instance UID, or has a UID that is none
-0x0110     Something went wrong here that nobody foresaw
-0x0117     Affected SOP Instance UID is no UID
-0x0122     Affected SOP Class UID is not the one of the presentation context
-0x0211     The operation is none of those we do
-=========  ==================================================================================================
-"""
+"""One association: a thread that owns its socket, and the instances that come over it."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import errno
 import hashlib
-import ipaddress
-import logging
 import os
 import socket
-import ssl
-import struct
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 import structlog
-from pydicom.uid import UID
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
-    SCP_SCU_RoleSelectionNegotiation,
-)
-from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 
-from gateway import model
-from gateway.config import StorageSCP
 from gateway.core import commitment, dataset, dimse, filemeta, negotiation, part10, pdata
 from gateway.core.contexts import VERIFICATION
-from gateway.errors import GatewayError, LedgerError, LowDiskError
+from gateway.edges.storescp import answers, handshake
+from gateway.errors import LedgerError, LowDiskError
 from gateway.ledger.custody import Caller, Received
 from gateway.ledger.spool import Draft
 
-for _name in ("pydicom", "pynetdicom"):  # they log UIDs, titles and whole PDUs at will
-    logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
+if TYPE_CHECKING:
+    from gateway.edges.storescp.door import Incoming, OnReport, StorageScpDoor
 
 _log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
-
-SUCCESS: Final = 0x0000
-OUT_OF_RESOURCES: Final = 0xA700
-MISMATCH: Final = 0xA900
-NOT_UNDERSTOOD: Final = 0xC000
-TOO_BIG: Final = 0xC001
-UNIDENTIFIED: Final = 0xC002
-PROCESSING_FAILURE: Final = 0x0110
-INVALID_ARGUMENT: Final = 0x0115
-INVALID_INSTANCE: Final = 0x0117
-NO_SUCH_CLASS: Final = 0x0122
-UNRECOGNISED_OPERATION: Final = 0x0211
-
-_STATUSES: Final = {
-    **dict.fromkeys(("sop-class-mismatch", "meta-instance", "no-sop-class", "no-sop-instance"), MISMATCH),
-    **dict.fromkeys(("no-study", "no-series", "invalid-uid"), UNIDENTIFIED),
-}
-"""By the code of what is wrong with a data set; what is not named here cannot be understood."""
-
-APPLICATION_CONTEXT: Final = "1.2.840.10008.3.1.1.1"
-
-PERMANENT: Final = 1
-TRANSIENT: Final = 2
-NO_SUCH_CONTEXT_NAME: Final = (PERMANENT, 1, 2)
-NO_SUCH_CALLING: Final = (PERMANENT, 1, 3)
-NO_SUCH_CALLED: Final = (PERMANENT, 1, 7)
-NO_SUCH_VERSION: Final = (PERMANENT, 2, 2)
-LOCAL_LIMIT: Final = (TRANSIENT, 3, 2)
-"""Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
 
 BLOCK: Final = 256 << 10
 """Bytes taken from a connection at once, and, with the head, all of an instance that is in memory."""
@@ -115,291 +42,10 @@ PATIENCE: Final = 2
 SLOWEST: Final = 16 << 10
 """Bytes per second below which a transfer counts as stalled, however steadily it drips (R4)."""
 
-STRANGERS: Final = 32
-"""Connections beside the associations that may wait for their request to be read. The oldest makes way."""
-
 RELEASED: Final = "released"
 """How an association ends in good order."""
 
-BREATH: Final = 0.5
-"""Seconds without accepting after the system had no descriptor or thread for us."""
-
-
-class Incoming(Protocol):
-    """What the door needs of the gateway behind it. The threads of associations call it."""
-
-    def titles(self) -> Collection[str]:
-        """AE titles that images may be sent to, beside the door's own."""
-
-    def welcomes(self, caller: Caller) -> bool:
-        """Whether images of this caller have somewhere to go."""
-
-    def demand_room(self, size: int) -> None:
-        """Raise LowDiskError when an instance of this size (0: unknown) has no room (R5)."""
-
-    def draft(self) -> Draft:
-        """Begin the file that an instance is written to."""
-
-    def accept(self, received: Received, patience: float) -> int:
-        """Take custody: bytes synced, row committed. Owns the draft from here on, whatever comes of it.
-
-        Returns:
-            The DIMSE status of the answer; 0 only when custody is taken.
-
-        Raises:
-            TimeoutError: It took longer than that many seconds; custody may be taken yet, or not.
-            LowDiskError: There is no room now.
-            OSError: The disk did not take it.
-            LedgerError: The ledger did not take it.
-        """
-
-
-OnReport = Callable[[commitment.Report], Awaitable[bool]]
-"""Takes note of a storage commitment report; tells whether its transaction is one of ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """How long the door waits for its peer, in seconds (R4).
-
-    Attributes:
-        handshake: For a TLS handshake.
-        request: For the association request (ARTIM, PS3.8 §9.1.5).
-        idle: For the next message of an open association.
-        silence: For the next bytes of a message that has begun.
-        reply: Until the peer has taken our answer.
-        custody: For the disk and the ledger; then the association is aborted, and the sender does not know.
-        farewell: For the peer to close what is over.
-    """
-
-    handshake: float = 30.0
-    request: float = 30.0
-    idle: float = 600.0
-    silence: float = 60.0
-    reply: float = 60.0
-    custody: float = 120.0
-    farewell: float = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one instance may be.
-
-    Attributes:
-        instance: Bytes of its file.
-        unpacked: Bytes that a deflated data set may inflate to.
-    """
-
-    instance: int = 2 << 30
-    unpacked: int = 8 << 30
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened at the door since it was made, for the metrics.
-
-    Attributes:
-        associations: Associations that were accepted.
-        rejected: Associations that were not.
-        turned_away: Connections that were closed before a word was said.
-        aborted: Associations that did not end with a release.
-        stored: Instances that were answered with success.
-        bytes: Of those instances' files.
-        failures: Instances that were answered with a failure.
-        reports: Storage commitment reports that were taken note of.
-    """
-
-    associations: int = 0
-    rejected: int = 0
-    turned_away: int = 0
-    aborted: int = 0
-    stored: int = 0
-    bytes: int = 0
-    failures: int = 0
-    reports: int = 0
-
-
-class StorageScpDoor:
-    """Listens, and holds the associations.
-
-    Args:
-        settings: The section [storescp].
-        incoming: The gateway behind the door; None: images are refused, echo and commitment reports are served.
-        on_report: Takes note of storage commitment reports; None: their contexts are refused.
-        archives: AE titles of our own destinations: they may bring reports, whatever ``callers`` says.
-        tls: For every connection; None for plain ones.
-        limits: What one instance may be.
-        deadlines: How long peers are waited for.
-    """
-
-    def __init__(
-        self,
-        settings: StorageSCP,
-        incoming: Incoming | None,
-        on_report: OnReport | None = None,
-        *,
-        archives: Collection[str] = (),
-        tls: ssl.SSLContext | None = None,
-        limits: Limits = Limits(),
-        deadlines: Deadlines = Deadlines(),
-    ) -> None:
-        self.incoming = incoming
-        self.on_report = on_report
-        self.deadlines = deadlines
-        self.counters = Counters()
-        self.reload(settings, archives=archives, tls=tls, limits=limits)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._listeners: list[socket.socket] = []
-        self.counting = threading.Lock()
-        self._lock = threading.Lock()
-        self._connections: dict[_Association, bool] = {}  # whether it is an association yet, the oldest first
-        self._closing = False
-        self._empty = asyncio.Event()
-
-    def reload(
-        self,
-        settings: StorageSCP,
-        *,
-        archives: Collection[str] = (),
-        tls: ssl.SSLContext | None = None,
-        limits: Limits = Limits(),
-    ) -> None:
-        """Use other settings for associations that begin from now on. Where it listens does not change."""
-        self.settings = settings
-        self.archives = frozenset(archives)
-        self.tls = tls
-        self.limits = limits
-
-    async def open(self) -> None:
-        """Begin to listen.
-
-        Raises:
-            GatewayError: The address cannot be used; nothing is open then.
-        """
-        self._loop = asyncio.get_running_loop()
-        host, port = self.settings.listen
-        try:
-            for family, _, _, _, address in await self._loop.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            ):
-                self._listen(family, address)
-        except OSError as error:
-            await self.close(0)
-            raise GatewayError(f"DICOM cannot listen on {self.settings.listen}: {_why(error)}") from error
-
-    async def close(self, patience: float) -> None:
-        """Stop listening, let every association finish the instance it is receiving, and abort it then.
-
-        Args:
-            patience: Seconds they may take; what is not finished then is cut off.
-        """
-        self._closing = True
-        self._tell_empty()
-        for listener in self._listeners:
-            assert self._loop is not None
-            if listener.fileno() >= 0:
-                self._loop.remove_reader(listener)
-                listener.close()
-        for each in list(self._connections):
-            each.leave()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await self._empty.wait()
-        for each in list(self._connections):
-            each.interrupt()
-
-    @property
-    def addresses(self) -> list[tuple[str, int]]:
-        """Where the door listens."""
-        return [listener.getsockname()[:2] for listener in self._listeners if listener.fileno() >= 0]
-
-    @property
-    def associations(self) -> int:
-        """How many are open now."""
-        return sum(list(self._connections.values()))
-
-    # What associations ask, each from its thread
-
-    def admit(self, association: _Association) -> bool:
-        """Count a connection as an association, unless there are too many."""
-        with self._lock:
-            if sum(self._connections.values()) >= self.settings.associations or self._closing:
-                return False
-            self._connections[association] = True
-            self.counters.associations += 1
-            return True
-
-    def forget(self, association: _Association) -> None:
-        """A connection is gone."""
-        with self._lock:
-            self._connections.pop(association, None)
-        if self._closing and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
-                self._loop.call_soon_threadsafe(self._tell_empty)
-
-    def wait_for(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
-        """Let the loop do something, and wait for it. It is not cancelled when it takes too long.
-
-        Raises:
-            TimeoutError: It took too long.
-        """
-        assert self._loop is not None
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return future.result(seconds)
-
-    # Connections
-
-    def _tell_empty(self) -> None:
-        if not self._connections:
-            self._empty.set()
-
-    def _listen(self, family: int, address: Any) -> None:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        self._listeners.append(listener)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(address)
-        listener.listen(128)
-        listener.setblocking(False)
-        self._resume(listener)
-
-    def _resume(self, listener: socket.socket) -> None:
-        if not self._closing:
-            assert self._loop is not None
-            self._loop.add_reader(listener, self._accept, listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            connection, address = listener.accept()
-            self._begin(connection, _plain(address[0]))
-        except (BlockingIOError, ConnectionError):
-            pass  # it went away again
-        except (OSError, RuntimeError) as error:
-            assert self._loop is not None
-            _log.error("storescp-accept-failed", error=type(error).__name__)
-            self._loop.remove_reader(listener)
-            self._loop.call_later(BREATH, self._resume, listener)
-
-    def _begin(self, connection: socket.socket, peer: str) -> None:
-        allowed = self.settings.addresses
-        if allowed is not None and not any(ipaddress.ip_address(peer) in network for network in allowed):
-            self.counters.turned_away += 1
-            connection.close()
-            return
-        association = _Association(self, connection, peer)
-        with self._lock:
-            strangers = [each for each, accepted in self._connections.items() if not accepted]
-            self._connections[association] = False
-        if len(strangers) >= STRANGERS:
-            self.counters.turned_away += 1
-            strangers[0].interrupt()
-        try:
-            association.start()
-        except RuntimeError:
-            self.forget(association)
-            connection.close()
-            raise
+_NO_STORAGE: Final = frozenset({VERIFICATION[0], commitment.SOP_CLASS})
 
 
 class _OverError(Exception):
@@ -452,7 +98,7 @@ class _Intake:
             self.draft = None
 
 
-class _Association:
+class Association:
     """One connection, and the thread that serves it."""
 
     def __init__(self, door: StorageScpDoor, connection: socket.socket, peer: str) -> None:
@@ -622,18 +268,20 @@ class _Association:
         """Answer the association request; tell whether it was accepted."""
         if not isinstance(pdu, dimse.Pdu) or pdu.type != dimse.A_ASSOCIATE_RQ:
             raise dimse.ProtocolError(dimse.UNEXPECTED)
-        request, proposals = _read_request(pdu)
-        self._caller = Caller(_title(request.calling_ae_title), _title(request.called_ae_title), self._peer)
+        request, proposals = handshake.read_request(pdu)
+        self._caller = Caller(
+            handshake.title(request.calling_ae_title), handshake.title(request.called_ae_title), self._peer
+        )
         self._fragment = dimse.fragment_size(request.maximum_length_received or 0)
         rejection = self._rejection(pdu, request, proposals)
         if rejection is not None:
             return self._reject(rejection)
         decisions = negotiation.decide(proposals, self._policy())
         if not self._door.admit(self):
-            return self._reject(LOCAL_LIMIT)
+            return self._reject(answers.LOCAL_LIMIT)
         self._associated = True
         self._contexts = {each.id: each for each in decisions if each.result == negotiation.ACCEPTED}
-        self._say(_accept(request, proposals, decisions, self._door.settings.max_pdu))
+        self._say(handshake.acceptance(request, proposals, decisions, self._door.settings.max_pdu))
         return True
 
     def _policy(self) -> negotiation.Policy:
@@ -651,29 +299,29 @@ class _Association:
         incoming, settings = self._door.incoming, self._door.settings
         stores = incoming is not None and negotiation.wants_storage(proposals)
         if not pdu.body[1] & 1:
-            return NO_SUCH_VERSION
-        if request.application_context_name != APPLICATION_CONTEXT:
-            return NO_SUCH_CONTEXT_NAME
+            return answers.NO_SUCH_VERSION
+        if request.application_context_name != handshake.APPLICATION_CONTEXT:
+            return answers.NO_SUCH_CONTEXT_NAME
         if self._caller.called not in {settings.title, *(incoming.titles() if incoming else ())}:
-            return NO_SUCH_CALLED
+            return answers.NO_SUCH_CALLED
         known = settings.callers is None or self._caller.calling in settings.callers
         if not known and (stores or self._caller.calling not in self._door.archives):
-            return NO_SUCH_CALLING
+            return answers.NO_SUCH_CALLING
         return self._no_place(incoming) if incoming is not None and stores else None
 
     def _no_place(self, incoming: Incoming) -> tuple[int, int, int] | None:
         """Say why there is no place for images of this caller, if there is none."""
         if not incoming.welcomes(self._caller):
-            return NO_SUCH_CALLING
+            return answers.NO_SUCH_CALLING
         try:
             incoming.demand_room(0)
         except LowDiskError:
-            return LOCAL_LIMIT
+            return answers.LOCAL_LIMIT
         return None
 
     def _reject(self, rejection: tuple[int, int, int]) -> bool:
         self._door.counters.rejected += 1
-        _log.warning("association-rejected", peer=self._peer, reason=_REASONS[rejection])
+        _log.warning("association-rejected", peer=self._peer, reason=answers.REJECTIONS[rejection].reason)
         with contextlib.suppress(_OverError):
             self._say(dimse.rejection(*rejection))
             self._farewell()
@@ -727,17 +375,17 @@ class _Association:
         intake = _Intake(request)
         operation = (context.abstract_syntax, request.field)
         if operation == (VERIFICATION[0], dimse.C_ECHO_RQ):
-            intake.refused = (SUCCESS, "")
+            intake.refused = (answers.SUCCESS, "")
         elif operation == (commitment.SOP_CLASS, dimse.N_EVENT_REPORT_RQ):
             pass
         elif request.field == dimse.C_STORE_RQ and context.abstract_syntax not in _NO_STORAGE:
             self._begin_instance(intake, context)
         else:
-            intake.refused = (UNRECOGNISED_OPERATION, "")
+            intake.refused = (answers.UNRECOGNISED_OPERATION, "")
         if dimse.has_data_set(request):
             self._intake = intake
         else:
-            self._respond(request, *(intake.refused or (NOT_UNDERSTOOD, "no data set")))
+            self._respond(request, *(intake.refused or (answers.NOT_UNDERSTOOD, "no data set")))
             intake.discard()
 
     def _begin_instance(self, intake: _Intake, context: negotiation.Decision) -> None:
@@ -745,9 +393,9 @@ class _Association:
         assert incoming is not None
         sop_class, sop_instance = intake.request.text(0x0002), intake.request.text(0x1000)
         if sop_class != context.abstract_syntax:
-            intake.refuse(NO_SUCH_CLASS, "not the SOP class of the presentation context")
+            intake.refuse(answers.NO_SUCH_CLASS, "not the SOP class of the presentation context")
         elif not part10.is_uid(sop_instance):
-            intake.refuse(INVALID_INSTANCE, "Affected SOP Instance UID is no UID")
+            intake.refuse(answers.INVALID_INSTANCE, "Affected SOP Instance UID is no UID")
         elif self._has_room(intake):
             intake.draft = incoming.draft()
             head = filemeta.write(sop_class, sop_instance, context.transfer_syntax, self._caller.calling)
@@ -774,7 +422,7 @@ class _Association:
         intake.size += len(block)
         intake.unchecked += len(block)
         if intake.size > self._door.limits.instance:
-            intake.refuse(TOO_BIG, "bigger than what is taken here")
+            intake.refuse(answers.TOO_BIG, "bigger than what is taken here")
             return
         if intake.unchecked > ROOM_EVERY:
             intake.unchecked = 0
@@ -786,14 +434,14 @@ class _Association:
             intake.draft.write(block)
         except OSError as error:
             _log.error("storescp-write-failed", exception=type(error).__name__)
-            intake.refuse(OUT_OF_RESOURCES, "the disk did not take it")
+            intake.refuse(answers.OUT_OF_RESOURCES, "the disk did not take it")
 
     def _has_room(self, intake: _Intake) -> bool:
         assert self._door.incoming is not None
         try:
             self._door.incoming.demand_room(0)
         except LowDiskError:
-            intake.refuse(OUT_OF_RESOURCES, "not enough room, try again later")
+            intake.refuse(answers.OUT_OF_RESOURCES, "not enough room, try again later")
         return intake.refused is None
 
     def _finish(self, intake: _Intake) -> None:
@@ -814,12 +462,12 @@ class _Association:
     def _count(self, status: int, size: int) -> None:
         counters = self._door.counters
         with self._door.counting:
-            if status == SUCCESS:
+            if status == answers.SUCCESS:
                 counters.stored += 1
                 counters.bytes += size
             else:
                 counters.failures += 1
-        if status != SUCCESS:
+        if status != answers.SUCCESS:
             _log.warning("storescp-refused", peer=self._peer, status=f"0x{status:04X}")
 
     def _respond(self, request: dimse.Message, status: int, comment: str = "") -> None:
@@ -836,11 +484,11 @@ class _Association:
         except OSError as error:
             _log.error("storescp-write-failed", exception=type(error).__name__)
             intake.discard()
-            return OUT_OF_RESOURCES, "the disk did not take it"
-        wrong = judged.held or next((code for code in judged.codes if code in _STATUSES), None)
+            return answers.OUT_OF_RESOURCES, "the disk did not take it"
+        wrong = judged.held or next((code for code in judged.codes if code in answers.BY_CODE), None)
         if wrong is not None:
             intake.discard()
-            return _STATUSES.get(wrong, NOT_UNDERSTOOD), wrong
+            return answers.BY_CODE.get(wrong, answers.NOT_UNDERSTOOD), wrong
         digest = intake.hashed
         whole = hashlib.sha256(intake.content[: intake.data_set] + digest.digest())
         received = Received(
@@ -878,21 +526,21 @@ class _Association:
             raise dimse.ProtocolError("no custody in time") from None
         except (OSError, LowDiskError, LedgerError) as error:
             _log.error("storescp-accept-failed", exception=type(error).__name__)
-            return OUT_OF_RESOURCES, "not taken, try again later"
+            return answers.OUT_OF_RESOURCES, "not taken, try again later"
         except Exception as error:  # noqa: BLE001  unknown is temporary (R6), and its text stays here
             _log.error("storescp-accept-failed", exception=type(error).__name__)
-            return PROCESSING_FAILURE, ""
+            return answers.PROCESSING_FAILURE, ""
 
     def _report(self, intake: _Intake) -> None:
         """Take note of a storage commitment report (SC-2, SC-3)."""
         request = intake.request
         context = self._contexts[request.context]
         event = request.number(0x1002)
-        status = SUCCESS
+        status = answers.SUCCESS
         try:
             report = commitment.read_report(event, bytes(intake.content), context.transfer_syntax)
         except dimse.ProtocolError:
-            status = PROCESSING_FAILURE
+            status = answers.PROCESSING_FAILURE
         else:
             status = self._note(report)
         self._say(dimse.pack(request.context, self._fragment, dimse.event_response(request, status)))
@@ -903,23 +551,12 @@ class _Association:
             known = self._door.wait_for(_noted(self._door.on_report, report), self._door.deadlines.custody)
         except Exception as error:  # noqa: BLE001  it was not noted, so the archive must say it again
             _log.error("storescp-report-failed", exception=type(error).__name__)
-            return PROCESSING_FAILURE
+            return answers.PROCESSING_FAILURE
         if not known:
-            return INVALID_ARGUMENT
+            return answers.INVALID_ARGUMENT
         with self._door.counting:
             self._door.counters.reports += 1
-        return SUCCESS
-
-
-_NO_STORAGE: Final = frozenset({VERIFICATION[0], commitment.SOP_CLASS})
-
-_REASONS: Final = {
-    NO_SUCH_CONTEXT_NAME: "application-context",
-    NO_SUCH_CALLING: "calling-title",
-    NO_SUCH_CALLED: "called-title",
-    NO_SUCH_VERSION: "protocol-version",
-    LOCAL_LIMIT: "local-limit",
-}
+        return answers.SUCCESS
 
 
 class _Reader:
@@ -947,96 +584,3 @@ class _Reader:
 
 async def _noted(on_report: OnReport, report: commitment.Report) -> bool:
     return await on_report(report)
-
-
-def _read_request(pdu: dimse.Pdu) -> tuple[A_ASSOCIATE, list[negotiation.Proposal]]:
-    """Read an A-ASSOCIATE-RQ (PS3.8 §9.3.2).
-
-    Raises:
-        ProtocolError: It cannot be read.
-    """
-    request = A_ASSOCIATE_RQ()
-    try:
-        request.decode(struct.pack(">BxI", pdu.type, len(pdu.body)) + pdu.body)
-        primitive = request.to_primitive()
-        roles = {
-            str(item.sop_class_uid): (bool(item.scu_role), bool(item.scp_role))
-            for item in primitive.user_information
-            if isinstance(item, SCP_SCU_RoleSelectionNegotiation)
-        }
-        return primitive, [
-            negotiation.Proposal(
-                context.context_id or 0,
-                str(context.abstract_syntax),
-                tuple(str(syntax) for syntax in context.transfer_syntax),
-                *roles.get(str(context.abstract_syntax), (None, None)),
-            )
-            for context in primitive.presentation_context_definition_list
-        ]
-    except Exception:  # noqa: BLE001  what the library raises on bytes it does not like is documented nowhere
-        raise dimse.ProtocolError("invalid A-ASSOCIATE-RQ") from None
-
-
-def _accept(
-    request: A_ASSOCIATE,
-    proposals: Sequence[negotiation.Proposal],
-    decisions: Sequence[negotiation.Decision],
-    max_pdu: int,
-) -> bytes:
-    """Write the A-ASSOCIATE-AC (PS3.8 §9.3.3)."""
-    primitive = A_ASSOCIATE()
-    primitive.application_context_name = UID(APPLICATION_CONTEXT)
-    primitive.calling_ae_title = request.calling_ae_title
-    primitive.called_ae_title = request.called_ae_title
-    primitive.result = 0
-    primitive.result_source = 1
-    primitive.presentation_context_definition_results_list = [_result(each) for each in decisions]
-    length = MaximumLengthNotification()
-    length.maximum_length_received = max_pdu
-    implementation = ImplementationClassUIDNotification()
-    implementation.implementation_class_uid = UID(model.IMPLEMENTATION_CLASS_UID)
-    version = ImplementationVersionNameNotification()
-    version.implementation_version_name = model.IMPLEMENTATION_VERSION_NAME
-    roles = {each.abstract_syntax: each for each in proposals if each.scu is not None}
-    primitive.user_information = [length, implementation, version, *(_role(each) for each in roles.values())]
-    answer = A_ASSOCIATE_AC()
-    answer.from_primitive(primitive)
-    encoded: bytes = answer.encode()
-    return encoded
-
-
-def _result(decision: negotiation.Decision) -> PresentationContext:
-    context = build_context(decision.abstract_syntax, decision.transfer_syntax)
-    context.context_id = decision.id
-    context.result = decision.result
-    return context
-
-
-def _role(proposal: negotiation.Proposal) -> SCP_SCU_RoleSelectionNegotiation:
-    """Agree to the role that makes sense: it reports as SCP, and stores and verifies as SCU (PS3.7 D.3.3.4)."""
-    reports = proposal.abstract_syntax == commitment.SOP_CLASS
-    role = SCP_SCU_RoleSelectionNegotiation()
-    role.sop_class_uid = UID(proposal.abstract_syntax)
-    role.scu_role = not reports and bool(proposal.scu)
-    role.scp_role = reports and bool(proposal.scp)
-    return role
-
-
-def _title(title: str) -> str:
-    return title.strip(" \0")
-
-
-def _plain(address: str) -> str:
-    """The address of a peer; IPv4 as such, also when it came in through an IPv6 socket."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
-
-
-def _why(error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return "another program uses this port"
-    if error.errno in {errno.EACCES, errno.EPERM}:
-        return "not permitted"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return "this machine does not have this address"
-    return type(error).__name__
