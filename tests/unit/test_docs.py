@@ -149,10 +149,26 @@ def test_every_metric_is_described_in_its_own_words() -> None:
     for metric in every.collect():
         total = "_total" if metric.type == "counter" else ""
         exist[f"{metric.name.removeprefix('dicom_mail_')}{total}"] = metric.documentation
-    table = MONITORING.partition("## Metrics")[2].partition("\n## ")[0]
+    table = MONITORING.partition("## Metrics")[2].partition("\n##")[0]
     said = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
     assert set(said) == set(exist)
     assert [name for name, text in said.items() if not exist[name].startswith(text.rstrip("."))] == []
+
+
+def test_every_label_of_a_metric_is_described() -> None:
+    """By its name, with the metrics that carry it; and none that is not there."""
+    readings = metrics.Readings()
+    every = metrics.registry(readings, Counters, storescp.Counters)
+    readings.census = Census(*({} for _ in fields(Census)))
+    exist: dict[str, set[str]] = {}
+    for metric in every.collect():
+        total = "_total" if metric.type == "counter" else ""
+        for label in getattr(metric, "_labelnames", ()):
+            exist.setdefault(label, set()).add(f"{metric.name.removeprefix('dicom_mail_')}{total}")
+    table = MONITORING.partition("### Labels")[2].partition("\n## ")[0]
+    said = re.findall(r"^\| `(\w+)` \| (.+?) \| .* \|$", table, re.MULTILINE)
+    assert {label: set(re.findall(r"`(\w+)`", names)) for label, names in said} == exist
+    assert {"destination", "class"} <= set(exist)
 
 
 def test_the_locks_name_no_place_to_install_from() -> None:

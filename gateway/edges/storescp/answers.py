@@ -48,7 +48,7 @@ STATUSES: Final = {
         "Look at the image at the sender; when it is whole there, show the vendor the comment of the answer.",
     ),
     TOO_BIG: Meaning(
-        "It is bigger than `limits.instance`.", "Raise the limit and reload, when images of this size are wanted."
+        "It is bigger than `limits.instance`.", "Raise the limit and restart, when images of this size are wanted."
     ),
     UNIDENTIFIED: Meaning(
         "It lacks a Study or Series Instance UID, or one of its UIDs is none.",
