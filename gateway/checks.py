@@ -36,7 +36,8 @@ from gateway.core import contexts, mailbox
 from gateway.edges import storescu
 from gateway.edges.imap import ImapMailbox
 from gateway.edges.pop3 import PopMailbox
-from gateway.errors import ConfigurationError, GatewayError, MailboxError, PeerUnreachableError
+from gateway.edges.submission import Relay
+from gateway.errors import ConfigurationError, GatewayError, MailboxError, PeerUnreachableError, RelayError
 from gateway.ledger import ledger
 from gateway.model import Outcome
 from gateway.users import Users
@@ -46,6 +47,9 @@ ECHO_PATIENCE: Final = 15.0
 
 MAILBOX_PATIENCE: Final = 45.0
 """Seconds for a login and a look at the folders."""
+
+RELAY_PATIENCE: Final = 45.0
+"""Seconds for a session with the relay."""
 
 NAMED_REFUSALS: Final = 5
 """Storage classes that are named when a destination refuses them; more are counted."""
@@ -412,7 +416,7 @@ def echo(configuration: Configuration, name: str | None = None, *, make_folders:
         yield from found
     if name is None:
         yield from _mailboxes(configuration, make_folders=make_folders)
-        yield from _not_called(configuration)
+        yield from _relay(configuration)
 
 
 def _each(
@@ -548,9 +552,47 @@ def _logged_in(host: str, began: float) -> str:
     return f"logged in at {host} in {(time.monotonic() - began) * 1000:.0f} ms"
 
 
-def _not_called(configuration: Configuration) -> Iterator[Check]:
-    if configuration.relay is not None:
-        yield Check(Mark.WARNING, "relay", "not asked: that is not built yet")
+def _relay(configuration: Configuration) -> Iterator[Check]:
+    """Open a session with the relay as far as mail could begin: EHLO, STARTTLS, AUTH and SIZE (SMTP-9, SMTP-14)."""
+    settings = configuration.relay
+    if settings is None:
+        return
+    relay = Relay(settings, configuration.gateway.name)
+    began = time.monotonic()
+    try:
+        asyncio.run(_greeted(relay))
+    except TimeoutError:
+        yield Check(Mark.NO_ANSWER, "relay", "does not answer", _RELAY_AWAY)
+    except RelayError as error:
+        mark = Mark.PROBLEM if error.lasting else Mark.NO_ANSWER
+        yield Check(mark, "relay", error.text, error.hint or _RELAY_AWAY)
+    else:
+        how = "" if settings.tls == "none" else ", by TLS"
+        who = f", logged in as {settings.user}" if settings.user else ""
+        milliseconds = (time.monotonic() - began) * 1000
+        where = f"{settings.host}:{settings.port}"
+        yield Check(Mark.OK, "relay", f"{where} would take mail, in {milliseconds:.0f} ms{how}{who}")
+        yield from _capacity(settings.max_message, relay.announced)
+
+
+async def _greeted(relay: Relay) -> None:
+    async with asyncio.timeout(RELAY_PATIENCE):
+        await relay.greet()
+
+
+def _capacity(configured: int, announced: int | None) -> Iterator[Check]:
+    """Compare what one mail may have here with what the relay says."""
+    subject = "relay.max_message"
+    if announced is None:
+        yield Check(Mark.OK, subject, f"{_size(configured)}; the relay announces no limit")
+    elif announced < configured:
+        text = f"{_size(configured)}, and the relay takes {_size(announced)}: mails are made to fit that"
+        yield Check(Mark.WARNING, subject, text, "set it to that, or have the relay's limit raised")
+    else:
+        yield Check(Mark.OK, subject, f"{_size(configured)}; the relay takes {_size(announced)}")
+
+
+_RELAY_AWAY: Final = "is it up, are relay.host and relay.port right, is a firewall between?"
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ _RELOADED: Final = frozenset(
     {
         *("route", "partner", "ae", "smime.identities"),
         *("storescp.title", "storescp.callers", "storescp.addresses", "storescp.tls"),
+        *("storescp.associations", "storescp.max_pdu", "storescp.unknown_classes"),
     }
 )
 _RELOADED_KEYS: Final = frozenset({"certificate", "key_file", "users_file", "ca"})
@@ -65,7 +66,7 @@ _RELOADED_KEYS: Final = frozenset({"certificate", "key_file", "users_file", "ca"
 def restart_needed(old: Configuration, new: Configuration) -> tuple[str, ...]:
     """Name what differs between two configurations and is not taken over at SIGHUP.
 
-    Taken over are routes, partners, AEs, SCP titles, certificates and users.
+    Taken over are routes, partners, AEs, all of the DICOM door but where it listens, certificates and users.
     """
     return tuple(
         key

@@ -647,6 +647,18 @@ def test_reload_takes_over_routes_and_names_the_rest(tmp_path: Path) -> None:
     )
 
 
+def test_reload_takes_over_the_dicom_door(tmp_path: Path) -> None:
+    """All of it but where it listens; and only that is named."""
+    door = '[storescp]\ntitle = "A"\nlisten = "127.0.0.1:11112"\n'
+    old = load(tmp_path, GATEWAY + INBOUND + door)
+    more = (
+        'callers = ["B"]\naddresses = ["10.0.0.0/8"]\nassociations = 3\nmax_pdu = 32768\nunknown_classes = "refuse"\n'
+    )
+    assert config.restart_needed(old, load(tmp_path, GATEWAY + INBOUND + door + more)) == ()
+    moved = load(tmp_path, GATEWAY + INBOUND + (door + more).replace("11112", "11113"))
+    assert config.restart_needed(old, moved) == ("storescp.listen",)
+
+
 def test_reload_takes_over_certificates(tmp_path: Path) -> None:
     """A new certificate under a new name is still a certificate."""
     for name in ("a.pem", "b.pem"):
