@@ -159,6 +159,13 @@ class Dovecot(Peer):
         client.logout()
         return found
 
+    def count(self, folder: str = "INBOX") -> int:
+        """How many mails a folder has."""
+        client = self.client()
+        _, [count] = client.select(folder, readonly=True)
+        client.logout()
+        return int(count or b"0")
+
     def flags(self, folder: str = "INBOX") -> str:
         """The flags of all mails of a folder, as the server writes them."""
         client = self.client()
