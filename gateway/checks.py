@@ -37,7 +37,7 @@ from gateway.core import contexts, mailbox
 from gateway.edges import storescu
 from gateway.edges.imap import ImapMailbox
 from gateway.edges.pop3 import PopMailbox
-from gateway.errors import ConfigurationError, GatewayError, MailboxError, PeerUnreachableError
+from gateway.errors import ConfigurationError, GatewayError, MailboxError, PeerUnreachableError, RelayError
 from gateway.ledger import ledger
 from gateway.model import Outcome
 from gateway.users import Users
@@ -47,6 +47,9 @@ ECHO_PATIENCE: Final = 15.0
 
 MAILBOX_PATIENCE: Final = 45.0
 """Seconds for a login and a look at the folders."""
+
+RELAY_PATIENCE: Final = 30.0
+"""Seconds for a session with the relay, up to where mail could begin."""
 
 NAMED_REFUSALS: Final = 5
 """Storage classes that are named when a destination refuses them; more are counted."""
@@ -62,6 +65,8 @@ COMMON_CLASSES: Final = (
     "1.2.840.10008.5.1.4.1.1.12.1",  # X-Ray Angiography
 )
 """Classes that are proposed in compressed syntaxes, too."""
+
+_UNREACHABLE: Final = "is it up, are host and port right, is a firewall between?"
 
 COMPRESSED: Final[Mapping[str, str]] = {
     "1.2.840.10008.1.2.4.50": "JPEG Baseline",
@@ -431,7 +436,7 @@ def echo(configuration: Configuration, name: str | None = None, *, make_folders:
         yield from found
     if name is None:
         yield from _mailboxes(configuration, make_folders=make_folders)
-        yield from _not_called(configuration)
+        yield from _relay(configuration)
 
 
 def _each(
@@ -467,7 +472,7 @@ def _answer(subject: str, entity: ApplicationEntity, result: storescu.EchoResult
         secured = ", by TLS" if entity.tls is not None else ""
         return Check(Mark.OK, subject, f"{where} answered C-ECHO in {result.seconds * 1000:.0f} ms{secured}")
     if not result.reachable:
-        do = "is it up, are host and port right, is a firewall between?"
+        do = _UNREACHABLE
         if "TLS" in result.reason or "certificate" in result.reason:
             do = "see [ae.NAME.tls]: both sides need TLS, and certificates that the other one trusts"
         return Check(Mark.NO_ANSWER, subject, result.reason, do)
@@ -567,9 +572,27 @@ def _logged_in(host: str, began: float) -> str:
     return f"logged in at {host} in {(time.monotonic() - began) * 1000:.0f} ms"
 
 
-def _not_called(configuration: Configuration) -> Iterator[Check]:
-    if configuration.relay is not None:
-        yield Check(Mark.WARNING, "relay", "not asked: that is not built yet")
+def _relay(configuration: Configuration) -> Iterator[Check]:
+    """Open a session at the relay as far as mail could begin: EHLO, TLS, the login (SMTP-9)."""
+    relay = service.relay_of(configuration)
+    if relay is None or configuration.relay is None:
+        return
+
+    async def greet() -> None:
+        async with asyncio.timeout(RELAY_PATIENCE):
+            await relay.greet()
+
+    where, began = configuration.relay.host, time.monotonic()
+    try:
+        asyncio.run(greet())
+    except TimeoutError:
+        yield Check(Mark.NO_ANSWER, "relay", f"{where} does not answer in time", _UNREACHABLE)
+    except RelayError as error:
+        mark = Mark.PROBLEM if error.lasting else Mark.NO_ANSWER
+        yield Check(mark, "relay", error.text, error.hint or _UNREACHABLE)
+    else:
+        logged_in = "logged in at" if configuration.relay.user is not None else "greeted by"
+        yield Check(Mark.OK, "relay", f"{logged_in} {where} in {(time.monotonic() - began) * 1000:.0f} ms")
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -112,7 +112,6 @@ _UNBUILT: Final = (
     _Unbuilt("gateway.database", "several nodes on PostgreSQL are not built yet"),
     _Unbuilt("gateway.blobs", "several nodes with shared bytes are not built yet"),
     _Unbuilt("smime.crl_hosts", "CRLs are not fetched yet, only read from smime.crls", built=((),), blocks=False),
-    _Unbuilt("relay.oauth", "the relay is not logged in to by OAuth yet"),
     _Unbuilt("partner.NAME.receipt", "receipts are not asked for yet"),
     _Unbuilt("console.users_file", "the console has no pages yet, only /metrics and /health"),
 )

@@ -105,10 +105,12 @@ class Proof:
     Attributes:
         text: The password or the token.
         bearer: It is a token.
+        forget: Tells whoever gave it that it was refused: the next one will be a new one.
     """
 
     text: str
     bearer: bool = False
+    forget: Callable[[], None] = lambda: None
 
 
 class Sink(Protocol):
@@ -165,8 +167,17 @@ class ImapMailbox:
         return session
 
     async def log_in(self) -> ImapSession:
-        """Log in, and no more. Raises MailboxError."""
+        """Log in, and no more. A token that is refused is got anew, once. Raises MailboxError."""
         proof = await self._proof()
+        try:
+            return await self._log_in(proof)
+        except MailboxError as error:
+            if not (proof.bearer and error.state == State.TOKEN_EXPIRED):
+                raise
+        proof.forget()
+        return await self._log_in(await self._proof())
+
+    async def _log_in(self, proof: Proof) -> ImapSession:
         session = ImapSession(self.settings, self.deadlines)
         try:
             await session.connect(self._tls())
@@ -531,7 +542,7 @@ class ImapSession:
     async def _log_in_by_password(self, password: str) -> None:
         user = self._settings.user
         if "AUTH=PLAIN" in self.capabilities:
-            await self._authenticate("PLAIN", sasl.plain(user, password))
+            await self._authenticate("PLAIN", sasl.plain(user, password), "*")
             return
         if "LOGINDISABLED" in self.capabilities:
             raise MailboxError("the server takes no password here", State.LOGIN_REFUSED)
@@ -541,17 +552,18 @@ class ImapSession:
         settings = self._settings
         if "AUTH=OAUTHBEARER" in self.capabilities:
             first = sasl.oauthbearer(settings.user, token, settings.host, settings.port)
-            await self._authenticate("OAUTHBEARER", first)
+            await self._authenticate("OAUTHBEARER", first, sasl.DUMMY)
         elif "AUTH=XOAUTH2" in self.capabilities:
-            await self._authenticate("XOAUTH2", sasl.xoauth2(settings.user, token))
+            await self._authenticate("XOAUTH2", sasl.xoauth2(settings.user, token), "")
         else:
             raise MailboxError("the server takes no token", State.LOGIN_REFUSED)
 
-    async def _authenticate(self, mechanism: str, first: str) -> None:
+    async def _authenticate(self, mechanism: str, first: str, last: str) -> None:
+        """Say who we are; ``last`` answers whatever else the server asks, so that it comes to an end."""
         if "SASL-IR" in self.capabilities:
-            await self._call("AUTHENTICATE", mechanism, first, answers=[sasl.DUMMY])
+            await self._call("AUTHENTICATE", mechanism, first, answers=[last])
         else:
-            await self._call("AUTHENTICATE", mechanism, answers=[first, sasl.DUMMY])
+            await self._call("AUTHENTICATE", mechanism, answers=[first, last])
 
     async def _ask_capabilities(self) -> None:
         lines = await self._call("CAPABILITY", wanted=_CAPABILITY)
