@@ -460,7 +460,7 @@ class Service:
             rules = Rules(
                 door,
                 section.address,
-                section.other,
+                section.other if kind == "imap" else "leave",  # to move is to delete where there are no folders
                 section.poll.total_seconds(),
                 limits.message,
                 limits.header,

@@ -150,6 +150,9 @@ def plan(found: Iterable[Waiting], known: Mapping[str, Known], limit: int, claim
         before = known.get(one.uid)
         if before is None or (before.size, before.stamp) != (one.size, one.stamp):
             (too_big if one.size > limit else fetch).append(one)
+        elif before.filing is Filing.FILED and not one.stamp:
+            # A UIDL says less than UID and date do: before a mail is deleted its content must be known (R2).
+            fetch.append(one)
         elif before.filing in {Filing.FILED, Filing.FAILED} and "\\Deleted" not in one.keywords:
             again.append(one.uid)
     return Plan(tuple(fetch), tuple(too_big), tuple(again), foreign)
@@ -164,21 +167,25 @@ def other_claim(keywords: Iterable[str], claim: str) -> str | None:
     return None
 
 
-def filing(stage: Stage, outcome: Outcome, code: str | None, *, fragment: bool, other: str) -> Filing | None:
+NOT_DICOM: Final = frozenset(
+    {(Outcome.REFUSED, "not-dicom"), (Outcome.DELIVERED, "report"), (Outcome.HELD, "no-dicom")}
+)
+"""Outcome and code of items in which there is nothing for a PACS."""
+
+
+def filing(stage: Stage, outcome: Outcome | None, code: str | None, *, fragment: bool, other: str) -> Filing | None:
     """Decide where a mail goes that is ours by now; None: not known yet.
 
     Args:
         stage: Where its item is.
-        outcome: Of its item.
+        outcome: Of its item; None: it was purged, and nobody knows any more what it was.
         code: Of its item.
         fragment: It waits for the rest of its set: it is DICOM mail, as far as anybody can tell.
         other: ``leave`` or ``move`` for mail that is not for us.
     """
     if other == "move" or fragment:
         return Filing.FILED
-    if outcome is Outcome.REFUSED and code == "not-dicom":
-        return Filing.LEFT
-    if outcome is Outcome.DELIVERED and code == "report":
+    if outcome is None or (outcome, code) in NOT_DICOM:
         return Filing.LEFT
     if outcome is Outcome.WAITING and stage is Stage.RECEIVE:
         return None

@@ -154,11 +154,11 @@ def file(connection: Connection, folder: int, uids: Collection[str], filing: Fil
 
 @dataclass(frozen=True, slots=True)
 class Unfiled:
-    """A mail that is ours and still lies where it came; with what its item has come to."""
+    """A mail that is ours and still lies where it came; with what its item has come to, None when it was purged."""
 
     uid: str
     stage: Stage
-    outcome: Outcome
+    outcome: Outcome | None
     code: str | None
     fragment: bool
 
@@ -169,9 +169,8 @@ def unfiled(connection: Connection, folder: int) -> list[Unfiled]:
     rows = connection.execute(
         select(
             mailbox_mail.c.uid,
-            # Of an item that was purged nothing is open any more.
             func.coalesce(message.c.stage, Stage.STORE),
-            func.coalesce(message.c.outcome, Outcome.DELIVERED),
+            message.c.outcome,
             message.c.code,
             is_fragment,
         )
@@ -180,7 +179,8 @@ def unfiled(connection: Connection, folder: int) -> list[Unfiled]:
         .order_by(mailbox_mail.c.at)
     )
     return [
-        Unfiled(uid, Stage(stage), Outcome(outcome), code, bool(piece)) for uid, stage, outcome, code, piece in rows
+        Unfiled(uid, Stage(stage), Outcome(outcome) if outcome else None, code, bool(piece))
+        for uid, stage, outcome, code, piece in rows
     ]
 
 

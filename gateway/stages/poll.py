@@ -113,7 +113,7 @@ class Rules:
     Attributes:
         door: Its section, as ``imap.radiology``.
         address: What routes' ``to`` is matched with.
-        other: ``leave`` or ``move`` for mail that is not for us.
+        other: ``leave`` or ``move`` for mail that is not for us; POP3 can only leave it.
         poll: Seconds between two looks, beside IDLE.
         message: Bytes of the largest mail that is taken.
         header: Bytes of its header.

@@ -38,6 +38,17 @@ def test_a_look_sorts_mails_into_new_known_and_too_big() -> None:
     assert plan == Plan((found[0], found[4]), (found[2],), ("2",), None)
 
 
+def test_a_uidl_alone_is_no_reason_to_delete_again() -> None:
+    """Without a date a name may be another mail's by now: it is fetched once more, and its content tells (R2)."""
+    found = [Waiting("1", 10), Waiting("2", 10), Waiting("3", 99)]
+    known = {
+        "1": Known(10, "", Filing.FILED),
+        "2": Known(10, "", Filing.LEFT),
+        "3": Known(99, "", Filing.FAILED),
+    }
+    assert mailbox.plan(found, known, 50, OURS) == Plan((found[0],), (), ("3",))
+
+
 @pytest.mark.parametrize(
     ("keywords", "other"),
     [({"\\Seen", OURS}, None), ({OURS.upper()}, None), ({"dicommail-2"}, "dicommail-2"), (set(), None)],
@@ -58,12 +69,15 @@ def test_the_mark_of_another_gateway_is_told_from_ours(keywords: set[str], other
         (Stage.RECEIVE, Outcome.REFUSED, "not-dicom", False, "move", Filing.FILED),
         (Stage.RECEIVE, Outcome.REFUSED, "dropped", False, "leave", Filing.FILED),
         (Stage.RECEIVE, Outcome.DELIVERED, "report", False, "leave", Filing.LEFT),
-        (Stage.RECEIVE, Outcome.HELD, "no-dicom", False, "leave", Filing.FILED),
+        (Stage.RECEIVE, Outcome.HELD, "no-dicom", False, "leave", Filing.LEFT),
+        (Stage.RECEIVE, Outcome.HELD, "not-dicom", False, "leave", Filing.FILED),
+        (Stage.STORE, None, None, False, "leave", Filing.LEFT),
+        (Stage.STORE, None, None, False, "move", Filing.FILED),
         (Stage.STORE, Outcome.WAITING, None, False, "leave", Filing.FILED),
     ],
 )
 def test_a_mail_is_filed_by_what_its_item_has_come_to(
-    stage: Stage, outcome: Outcome, code: str | None, fragment: bool, other: str, expected: Filing | None
+    stage: Stage, outcome: Outcome | None, code: str | None, fragment: bool, other: str, expected: Filing | None
 ) -> None:
     """What is not for us stays unless moving was asked for; what is not known yet waits."""
     assert mailbox.filing(stage, outcome, code, fragment=fragment, other=other) is expected
