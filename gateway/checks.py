@@ -522,8 +522,25 @@ def _mailboxes(configuration: Configuration, *, make_folders: bool) -> Iterator[
         return await asyncio.gather(*(_log_in(door, box, make_folders) for door, box in boxes.items()))
 
     if configuration.imap or configuration.pop3:
+        troubles = {one.subject: one for one in _known_troubles(configuration)}
         for found in asyncio.run(ask()):
             yield from found
+            if (known := troubles.get(found[0].subject)) is not None:
+                yield known
+
+
+def _known_troubles(configuration: Configuration) -> Iterator[Check]:
+    """What the gateway itself has to say of its mailboxes: a login alone does not show a second gateway (R3)."""
+    if not (configuration.gateway.data / "ledger.sqlite").exists():
+        return
+    try:
+        state = control.call(configuration, "list", most=1)
+    except GatewayError:
+        return  # said where the ledger is tested
+    for one in state["mailboxes"]:
+        if one["state"] != mailbox.State.OK:
+            text = f"the gateway found it {one['state']}, since {one['since']}: {one['text']}"
+            yield Check(Mark.WARNING, one["name"], text, one["do"])
 
 
 async def _log_in(door: str, box: ImapMailbox | PopMailbox, make_folders: bool) -> list[Check]:

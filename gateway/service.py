@@ -452,7 +452,8 @@ class Service:
         configuration, now = self.configuration, datetime.now(UTC)
         boxes = mailboxes_of(configuration)
         await self.ledger.write(lambda c: mailboxes.retire(c, boxes, now))
-        claim = await self.ledger.write(mailboxes.claim)
+        claim = await self.ledger.write(lambda c: mailboxes.claim(c, now))
+        before = {one.door: one for one in await self.ledger.read(mailboxes.health)}
         limits = configuration.limits
         for door, box in boxes.items():
             kind, _, name = door.partition(".")
@@ -467,7 +468,7 @@ class Service:
                 getattr(section, "failed", "the mailbox"),
                 claim,
             )
-            self.readings.polls.append(Poll(rules, box, self.ledger, self.receive))
+            self.readings.polls.append(Poll(rules, box, self.ledger, self.receive, before.get(door)))
 
     async def _open_http(self, stack: contextlib.AsyncExitStack, door: HttpDoor) -> None:
         await door.open()

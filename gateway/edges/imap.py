@@ -651,8 +651,42 @@ class ImapSession:
                     found[one.uid] = one
         return sorted(found.values(), key=lambda one: int(one.uid))
 
+    async def guard(self, keyword: str) -> str | None:
+        """Where mails cannot be marked, have a marker message in ``failed``; return that of who was first, if not we.
+
+        It lies there and not where mail comes: a folder that is small, and that people look into.
+        """
+        if self.keywords:
+            return None
+        name = self.folders["failed"]
+        assert name is not None
+        found = await self._markers(name)
+        if not found:
+            text = mailbox.write_marker(keyword, self._settings.user)
+            await self._command("APPEND", mailbox.quoted(name), "(\\Seen)", f"{{{len(text)}}}", answers=[text])
+            # Of two at once, both see who was first.
+            found = await self._markers(name)
+        await self.select()
+        first = found[0] if found else keyword
+        return None if mailbox.name_in(first) == mailbox.name_in(keyword) else first
+
+    async def _markers(self, folder: str) -> list[str]:
+        """The keywords in marker messages, the eldest first."""
+        await self._command("SELECT", mailbox.quoted(folder))
+        uids: list[int] = []
+        for line in await self._command("UID SEARCH", "SUBJECT", mailbox.quoted(mailbox.CLAIM), wanted=_SEARCH):
+            uids += mailbox.found_uids(line)
+        found: dict[int, str] = {}
+        for each in mailbox.sets(uids):
+            query = "(UID BODY.PEEK[HEADER.FIELDS (SUBJECT)])"
+            for line in await self._command("UID FETCH", each, query, wanted=_FETCH):
+                uid, marker = mailbox.uid_of(line), mailbox.marker_in(line)
+                if uid is not None and marker is not None:
+                    found[uid] = marker
+        return [found[uid] for uid in sorted(found)]
+
     async def claim(self, uids: Sequence[str], keyword: str) -> str | None:
-        """Mark mails as being taken by us; return another gateway's mark that is on one of them."""
+        """Mark mails as being taken by us; return an elder gateway's mark that is on one of them."""
         if not self.keywords:
             return None
         flags: set[str] = set()
@@ -661,7 +695,7 @@ class ImapSession:
             # Asked after ours is set: of two gateways at once, at least the later one sees both.
             for line in await self._command("UID FETCH", each, "(UID FLAGS)", wanted=_FETCH):
                 flags |= mailbox.flags_of(line)
-        return mailbox.other_claim(flags, keyword)
+        return mailbox.elder_claim(flags, keyword)
 
     async def release(self, uids: Sequence[str], keyword: str) -> None:
         """Take our mark away."""
@@ -798,11 +832,13 @@ class ImapSession:
 
     # Commands
 
-    async def _command(self, name: str, *args: str, wanted: re.Pattern[bytes] | None = None) -> list[bytes]:
+    async def _command(
+        self, name: str, *args: str, wanted: re.Pattern[bytes] | None = None, answers: Sequence[str] = ()
+    ) -> list[bytes]:
         """A command on the folder that must succeed."""
         prefix, _, word = name.rpartition(" ")
         try:
-            return await self._call(word, *args, prefix=prefix, wanted=wanted)
+            return await self._call(word, *args, prefix=prefix, wanted=wanted, answers=answers)
         except NoError as error:
             raise MailboxError(f"the server says {error.result} to {name}", State.CONFUSED) from None
 

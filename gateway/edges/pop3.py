@@ -159,6 +159,10 @@ class PopSession:
         self._numbers = {uid.decode("ascii", "replace")[:80]: int(number) for number, uid, *_ in uids}
         self._sizes = {uid: sizes.get(number, 0) for uid, number in self._numbers.items()}
 
+    async def guard(self, _keyword: str) -> str | None:
+        """Nothing: POP3 has no place for a marker."""
+        return None
+
     async def claim(self, _uids: Sequence[str], _keyword: str) -> str | None:
         """Nothing: the server lets one session in at a time (RFC 1939 §4)."""
         return None
