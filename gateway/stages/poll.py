@@ -233,8 +233,9 @@ class Poll:
                 await self._look(session, number, known)
                 await self._wait(session, number, known)
         finally:
-            # Our own end must not hang on a peer's: the farewell has a deadline of its own.
-            with contextlib.suppress(MailboxError, OSError):
+            # Our own end must not hang on a peer's: the farewell has a deadline of its own, and whatever it raises
+            # must not take the place of what ended this life, least of all of a cancellation.
+            with contextlib.suppress(Exception):
                 await session.close()
 
     async def _look(self, session: Session, number: int, known: dict[str, Known]) -> None:

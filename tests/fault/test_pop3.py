@@ -55,7 +55,9 @@ async def test_mail_without_dicom_stays_and_is_never_fetched_again(gateway: Gate
         for _ in range(2):
             one = poll(gateway, server)
             async with polling(one):
+                await until(lambda: sum(line.startswith("RETR") for line in server.commands) == 3)
                 await until(lambda one=one: one.looked_at)  # type: ignore[misc]
+                await until(lambda: spooled(gateway) == 3)
                 await gateway.work()
                 await until(lambda: "u3" not in server.mails)
                 seen = server.sessions

@@ -68,6 +68,8 @@ class ScriptedPop3:
                         return
                     continue
                 match word:
+                    case "CAPA":
+                        writer.write(_lines(["STLS", "UIDL"]))
                     case "LIST":
                         lines = [f"{number} {len(self.mails[uid])}" for number, uid in enumerate(uids, 1)]
                         writer.write(_lines(lines))
