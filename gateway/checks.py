@@ -66,6 +66,8 @@ COMMON_CLASSES: Final = (
 )
 """Classes that are proposed in compressed syntaxes, too."""
 
+_UNREACHABLE: Final = "is it up, are host and port right, is a firewall between?"
+
 COMPRESSED: Final[Mapping[str, str]] = {
     "1.2.840.10008.1.2.4.50": "JPEG Baseline",
     "1.2.840.10008.1.2.4.51": "JPEG Extended",
@@ -452,7 +454,7 @@ def _answer(subject: str, entity: ApplicationEntity, result: storescu.EchoResult
         secured = ", by TLS" if entity.tls is not None else ""
         return Check(Mark.OK, subject, f"{where} answered C-ECHO in {result.seconds * 1000:.0f} ms{secured}")
     if not result.reachable:
-        do = "is it up, are host and port right, is a firewall between?"
+        do = _UNREACHABLE
         if "TLS" in result.reason or "certificate" in result.reason:
             do = "see [ae.NAME.tls]: both sides need TLS, and certificates that the other one trusts"
         return Check(Mark.NO_ANSWER, subject, result.reason, do)
@@ -502,8 +504,25 @@ def _mailboxes(configuration: Configuration, *, make_folders: bool) -> Iterator[
         return await asyncio.gather(*(_log_in(door, box, make_folders) for door, box in boxes.items()))
 
     if configuration.imap or configuration.pop3:
+        troubles = {one.subject: one for one in _known_troubles(configuration)}
         for found in asyncio.run(ask()):
             yield from found
+            if (known := troubles.get(found[0].subject)) is not None:
+                yield known
+
+
+def _known_troubles(configuration: Configuration) -> Iterator[Check]:
+    """What the gateway itself has to say of its mailboxes: a login alone does not show a second gateway (R3)."""
+    if not (configuration.gateway.data / "ledger.sqlite").exists():
+        return
+    try:
+        state = control.call(configuration, "list", most=1)
+    except GatewayError:
+        return  # said where the ledger is tested
+    for one in state["mailboxes"]:
+        if one["state"] != mailbox.State.OK:
+            text = f"the gateway found it {one['state']}, since {one['since']}: {one['text']}"
+            yield Check(Mark.WARNING, one["name"], text, one["do"])
 
 
 async def _log_in(door: str, box: ImapMailbox | PopMailbox, make_folders: bool) -> list[Check]:
@@ -554,10 +573,9 @@ def _logged_in(host: str, began: float) -> str:
 
 def _relay(configuration: Configuration) -> Iterator[Check]:
     """Open a session with the relay as far as mail could begin: EHLO, STARTTLS, AUTH and SIZE (SMTP-9, SMTP-14)."""
-    settings = configuration.relay
-    if settings is None:
+    settings, relay = configuration.relay, service.relay_of(configuration)
+    if settings is None or relay is None:
         return
-    relay = Relay(settings, configuration.gateway.name)
     began = time.monotonic()
     try:
         asyncio.run(_greeted(relay))

@@ -432,6 +432,8 @@ def test_clean_configuration_needs_no_advice_but_for_the_disk(tmp_path: Path) ->
         ('[console]\nlisten = "0.0.0.0:8080"\nbehind_proxy = true', "console.behind_proxy"),
         ('[pop3.x]\nhost = "mail"\nuser = "u"\npassword_file = "gateway.toml"\ntls = "none"', "pop3.x.tls"),
         ('[imap.x]\nhost = "mail"\nuser = "u"\npassword_file = "gateway.toml"\ntls = "none"', "imap.x.tls"),
+        ('[pop3.x]\nhost = "mail"\nuser = "u"\npassword_file = "gateway.toml"\nother = "move"', "pop3.x.other"),
+        (INBOUND + '[imap.x]\nhost = "mail"\nuser = "u"\npassword_file = "gateway.toml"', "partner.clinic-a"),
     ],
 )
 def test_what_stands_open_is_named(tmp_path: Path, text: str, key: str) -> None:
