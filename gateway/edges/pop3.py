@@ -91,7 +91,23 @@ class PopMailbox:
     async def connect(self) -> poplib.POP3:
         """Connect and log in. Raises MailboxError."""
         password = await self._password()
-        return await _blocking(lambda: self._connect(password), self.deadline * 4)
+        made: list[poplib.POP3] = []
+        abandoned = threading.Event()
+
+        def begin() -> None:
+            made.append(self._connect(password))
+            if abandoned.is_set():
+                _close(made[0])
+
+        try:
+            await _blocking(begin, self.deadline * 4)
+        except BaseException:
+            # The thread goes on: what it makes, or made a moment ago, nobody will use.
+            abandoned.set()
+            for client in made:
+                _close(client)
+            raise
+        return made[0]
 
     def _connect(self, password: str) -> poplib.POP3:
         settings = self.settings
