@@ -36,7 +36,8 @@ from gateway.core import contexts, mailbox
 from gateway.edges import storescu
 from gateway.edges.imap import ImapMailbox
 from gateway.edges.pop3 import PopMailbox
-from gateway.errors import ConfigurationError, GatewayError, MailboxError, PeerUnreachableError
+from gateway.edges.submission import Relay
+from gateway.errors import ConfigurationError, GatewayError, MailboxError, PeerUnreachableError, RelayError
 from gateway.ledger import ledger
 from gateway.model import Outcome
 from gateway.users import Users
@@ -46,6 +47,9 @@ ECHO_PATIENCE: Final = 15.0
 
 MAILBOX_PATIENCE: Final = 45.0
 """Seconds for a login and a look at the folders."""
+
+RELAY_PATIENCE: Final = 45.0
+"""Seconds for a session with the relay."""
 
 NAMED_REFUSALS: Final = 5
 """Storage classes that are named when a destination refuses them; more are counted."""
@@ -61,6 +65,8 @@ COMMON_CLASSES: Final = (
     "1.2.840.10008.5.1.4.1.1.12.1",  # X-Ray Angiography
 )
 """Classes that are proposed in compressed syntaxes, too."""
+
+_UNREACHABLE: Final = "is it up, are host and port right, is a firewall between?"
 
 COMPRESSED: Final[Mapping[str, str]] = {
     "1.2.840.10008.1.2.4.50": "JPEG Baseline",
@@ -412,7 +418,7 @@ def echo(configuration: Configuration, name: str | None = None, *, make_folders:
         yield from found
     if name is None:
         yield from _mailboxes(configuration, make_folders=make_folders)
-        yield from _not_called(configuration)
+        yield from _relay(configuration)
 
 
 def _each(
@@ -448,7 +454,7 @@ def _answer(subject: str, entity: ApplicationEntity, result: storescu.EchoResult
         secured = ", by TLS" if entity.tls is not None else ""
         return Check(Mark.OK, subject, f"{where} answered C-ECHO in {result.seconds * 1000:.0f} ms{secured}")
     if not result.reachable:
-        do = "is it up, are host and port right, is a firewall between?"
+        do = _UNREACHABLE
         if "TLS" in result.reason or "certificate" in result.reason:
             do = "see [ae.NAME.tls]: both sides need TLS, and certificates that the other one trusts"
         return Check(Mark.NO_ANSWER, subject, result.reason, do)
@@ -498,8 +504,25 @@ def _mailboxes(configuration: Configuration, *, make_folders: bool) -> Iterator[
         return await asyncio.gather(*(_log_in(door, box, make_folders) for door, box in boxes.items()))
 
     if configuration.imap or configuration.pop3:
+        troubles = {one.subject: one for one in _known_troubles(configuration)}
         for found in asyncio.run(ask()):
             yield from found
+            if (known := troubles.get(found[0].subject)) is not None:
+                yield known
+
+
+def _known_troubles(configuration: Configuration) -> Iterator[Check]:
+    """What the gateway itself has to say of its mailboxes: a login alone does not show a second gateway (R3)."""
+    if not (configuration.gateway.data / "ledger.sqlite").exists():
+        return
+    try:
+        state = control.call(configuration, "list", most=1)
+    except GatewayError:
+        return  # said where the ledger is tested
+    for one in state["mailboxes"]:
+        if one["state"] != mailbox.State.OK:
+            text = f"the gateway found it {one['state']}, since {one['since']}: {one['text']}"
+            yield Check(Mark.WARNING, one["name"], text, one["do"])
 
 
 async def _log_in(door: str, box: ImapMailbox | PopMailbox, make_folders: bool) -> list[Check]:
@@ -548,9 +571,46 @@ def _logged_in(host: str, began: float) -> str:
     return f"logged in at {host} in {(time.monotonic() - began) * 1000:.0f} ms"
 
 
-def _not_called(configuration: Configuration) -> Iterator[Check]:
-    if configuration.relay is not None:
-        yield Check(Mark.WARNING, "relay", "not asked: that is not built yet")
+def _relay(configuration: Configuration) -> Iterator[Check]:
+    """Open a session with the relay as far as mail could begin: EHLO, STARTTLS, AUTH and SIZE (SMTP-9, SMTP-14)."""
+    settings, relay = configuration.relay, service.relay_of(configuration)
+    if settings is None or relay is None:
+        return
+    began = time.monotonic()
+    try:
+        asyncio.run(_greeted(relay))
+    except TimeoutError:
+        yield Check(Mark.NO_ANSWER, "relay", "does not answer", _RELAY_AWAY)
+    except RelayError as error:
+        mark = Mark.PROBLEM if error.lasting else Mark.NO_ANSWER
+        yield Check(mark, "relay", error.text, error.hint or _RELAY_AWAY)
+    else:
+        how = "" if settings.tls == "none" else ", by TLS"
+        who = f", logged in as {settings.user}" if settings.user else ""
+        milliseconds = (time.monotonic() - began) * 1000
+        where = f"{settings.host}:{settings.port}"
+        yield Check(Mark.OK, "relay", f"{where} would take mail, in {milliseconds:.0f} ms{how}{who}")
+        yield from _capacity(settings.max_message, relay.announced)
+
+
+async def _greeted(relay: Relay) -> None:
+    async with asyncio.timeout(RELAY_PATIENCE):
+        await relay.greet()
+
+
+def _capacity(configured: int, announced: int | None) -> Iterator[Check]:
+    """Compare what one mail may have here with what the relay says."""
+    subject = "relay.max_message"
+    if announced is None:
+        yield Check(Mark.OK, subject, f"{_size(configured)}; the relay announces no limit")
+    elif announced < configured:
+        text = f"{_size(configured)}, and the relay takes {_size(announced)}: mails are made to fit that"
+        yield Check(Mark.WARNING, subject, text, "set it to that, or have the relay's limit raised")
+    else:
+        yield Check(Mark.OK, subject, f"{_size(configured)}; the relay takes {_size(announced)}")
+
+
+_RELAY_AWAY: Final = "is it up, are relay.host and relay.port right, is a firewall between?"
 
 
 # ---------------------------------------------------------------------------------------------------------------

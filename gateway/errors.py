@@ -71,6 +71,18 @@ class MailboxError(PeerUnreachableError):
         self.state = state
 
 
+class TokenError(PeerUnreachableError):
+    """No access token can be got now, so nobody can be logged in to with one.
+
+    Attributes:
+        lasting: It will not pass by itself: a secret has run out, or a consent was withdrawn.
+    """
+
+    def __init__(self, text: str, *, lasting: bool = False, hint: str = "") -> None:
+        super().__init__(text, hint=hint)
+        self.lasting = lasting
+
+
 class FolderInUseError(GatewayError):
     """Another process owns the data folder."""
 

@@ -216,8 +216,10 @@ def _of_the_mailboxes(polls: Sequence[Poll]) -> Iterable[Metric]:
 
     labels = ["mailbox", "state"]
     yield _gauge("mailbox_up", "Whether a mailbox is well.", labels, each(lambda one: one.state is State.OK))
-    since = "When its present state began, since the epoch."
+    since = "Since when it is well, or is not, since the epoch."
     yield _gauge("mailbox_state_since_seconds", since, labels, each(lambda one: one.since))
+    looked = "When a mailbox was last seen to be well, since the epoch; 0: never."
+    yield _gauge("mailbox_looked_at_seconds", looked, labels[:1], [((o.rules.door,), o.looked_at) for o in polls])
     yield count("mailbox_taken", "Mails of a mailbox that became items.", lambda one: one.counters.taken)
     yield count("mailbox_repeated", "Mails whose content was known.", lambda one: one.counters.repeated)
     yield count("mailbox_too_big", "Mails over a limit, moved to failed.", lambda one: one.counters.too_big)

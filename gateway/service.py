@@ -37,7 +37,7 @@ from gateway.edges.storescp import Limits as InstanceLimits
 from gateway.edges.storescp import StorageScpDoor
 from gateway.edges.submission import Relay
 from gateway.edges.worker import Workers
-from gateway.errors import ConfigurationError, GatewayError, MailboxError
+from gateway.errors import ConfigurationError, GatewayError, MailboxError, TokenError
 from gateway.freshness import Freshness
 from gateway.ledger import (
     deliveries,
@@ -97,6 +97,9 @@ GRACE_AFTER_CRASH: Final = timedelta(seconds=3)
 
 LAST_WORDS: Final = 5.0
 """Seconds for what was cut off to write down that it was."""
+
+TOKENS: Final = "tokens"
+"""The folder under the data folder where refresh tokens are kept that providers have given us."""
 
 _RUNNING: Final = "running since"
 """The fact that is there while the gateway runs: found at a start, the last stop was not clean."""
@@ -214,16 +217,29 @@ def mailboxes_of(configuration: Configuration) -> dict[str, ImapMailbox | PopMai
     for name, section in configuration.imap.items():
         tokens = None
         if section.oauth is not None:
-            tokens = Tokens(section.oauth, configuration.gateway.data / "tokens" / f"imap.{name}")
+            tokens = Tokens(section.oauth, configuration.gateway.data / TOKENS)
         found[f"imap.{name}"] = ImapMailbox(section, partial(_proof, section.password_file, tokens))
     for name, pop in configuration.pop3.items():
         found[f"pop3.{name}"] = PopMailbox(pop, partial(_password, pop.password_file))
     return found
 
 
+def relay_of(configuration: Configuration) -> Relay | None:
+    """The configured relay."""
+    section = configuration.relay
+    if section is None:
+        return None
+    tokens = Tokens(section.oauth, configuration.gateway.data / TOKENS) if section.oauth is not None else None
+    return Relay(section, configuration.gateway.name, tokens=tokens)
+
+
 async def _proof(password_file: Path | None, tokens: Tokens | None) -> Proof:
     if tokens is not None:
-        return Proof(await tokens.get(), bearer=True)
+        try:
+            return Proof(await tokens.get(), bearer=True, forget=tokens.forget)
+        except TokenError as error:
+            state = State.TOKEN_EXPIRED if error.lasting else State.UNREACHABLE
+            raise MailboxError(error.text, state) from None
     assert password_file is not None
     return Proof(await _password(password_file))
 
@@ -367,7 +383,7 @@ class Service:
 
     def _make_outbound(self) -> None:
         configuration = self.configuration
-        relay = Relay(configuration.relay, configuration.gateway.name) if configuration.relay else None
+        relay = relay_of(configuration)
         self.compose = Compose(
             configuration, self.ledger, self.spool, relay, keyring=self.keyring, search_key=self._search_key
         )
@@ -488,7 +504,8 @@ class Service:
         configuration, now = self.configuration, datetime.now(UTC)
         boxes = mailboxes_of(configuration)
         await self.ledger.write(lambda c: mailboxes.retire(c, boxes, now))
-        claim = await self.ledger.write(mailboxes.claim)
+        claim = await self.ledger.write(lambda c: mailboxes.claim(c, now))
+        before = {one.door: one for one in await self.ledger.read(mailboxes.health)}
         limits = configuration.limits
         for door, box in boxes.items():
             kind, _, name = door.partition(".")
@@ -496,14 +513,14 @@ class Service:
             rules = Rules(
                 door,
                 section.address,
-                section.other,
+                section.other if kind == "imap" else "leave",  # to move is to delete where there are no folders
                 section.poll.total_seconds(),
                 limits.message,
                 limits.header,
                 getattr(section, "failed", "the mailbox"),
                 claim,
             )
-            self.readings.polls.append(Poll(rules, box, self.ledger, self.receive))
+            self.readings.polls.append(Poll(rules, box, self.ledger, self.receive, before.get(door)))
 
     async def _open_http(self, stack: contextlib.AsyncExitStack, door: HttpDoor) -> None:
         await door.open()

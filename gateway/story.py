@@ -58,7 +58,7 @@ def local(moment: str) -> str:
 
 
 def queue(document: Document) -> RenderableType:
-    """The items as a table, then what a person must know: open notices and destinations in trouble."""
+    """The items as a table, then what a person must know: open notices, destinations and mailboxes in trouble."""
     items = document["items"]
     head = Text(f"{_count(len(items), 'item')}{', the newest only' if document.get('cut') else ''}", style="bold")
     parts: list[RenderableType] = [head]
@@ -66,6 +66,7 @@ def queue(document: Document) -> RenderableType:
         parts.append(_items(items))
     parts += (_notice(notice) for notice in document.get("notices", ()))
     parts += (destination(one) for one in document.get("destinations", ()) if one["paused"] or one["trouble"])
+    parts += (_mailbox(one) for one in document.get("mailboxes", ()) if one["state"] != "ok")
     return Group(*parts)
 
 
@@ -100,6 +101,13 @@ def destination(document: Document) -> Text:
     if document.get("down_since"):
         text.append(f", since {local(document['down_since'])}")
     return text
+
+
+def _mailbox(document: Document) -> Text:
+    """One line: what is the matter with a mailbox, since when, and what a person can do."""
+    text = Text.assemble((plain(document["name"]), "bold"), f": {plain(document['state'])}")
+    text.append(f", since {local(document['since'])}")
+    return text.append(f": {plain(document['text'])}; {plain(document['do'])}")
 
 
 def item(document: Document) -> RenderableType:

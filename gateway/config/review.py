@@ -46,6 +46,7 @@ def advice(configuration: Configuration) -> tuple[Advice, ...]:
         *_idle(configuration),
         *_unmailable(configuration),
         *_open_doors(configuration),
+        *_stays(configuration),
         *_clear_hops_in(configuration),
         *_clear_hops_out(configuration),
         *_patients(configuration),
@@ -57,6 +58,7 @@ _RELOADED: Final = frozenset(
     {
         *("route", "partner", "ae", "smime.identities"),
         *("storescp.title", "storescp.callers", "storescp.addresses", "storescp.tls"),
+        *("storescp.associations", "storescp.max_pdu", "storescp.unknown_classes"),
     }
 )
 _RELOADED_KEYS: Final = frozenset({"certificate", "key_file", "users_file", "ca"})
@@ -65,7 +67,7 @@ _RELOADED_KEYS: Final = frozenset({"certificate", "key_file", "users_file", "ca"
 def restart_needed(old: Configuration, new: Configuration) -> tuple[str, ...]:
     """Name what differs between two configurations and is not taken over at SIGHUP.
 
-    Taken over are routes, partners, AEs, SCP titles, certificates and users.
+    Taken over are routes, partners, AEs, all of the DICOM door but where it listens, certificates and users.
     """
     return tuple(
         key
@@ -111,7 +113,6 @@ class _Unbuilt:
 _UNBUILT: Final = (
     _Unbuilt("gateway.database", "several nodes on PostgreSQL are not built yet"),
     _Unbuilt("gateway.blobs", "several nodes with shared bytes are not built yet"),
-    _Unbuilt("relay.oauth", "the relay is not logged in to by OAuth yet"),
     _Unbuilt("partner.NAME.receipt", "receipts are not asked for yet"),
     _Unbuilt("console.users_file", "the console has no pages yet, only /metrics and /health"),
 )
@@ -221,6 +222,9 @@ def _open_doors(configuration: Configuration) -> Iterator[Advice]:
         if partner.accept != "any" and configuration.smime is None:
             what = f'accept = "{partner.accept}", and nobody is trusted: all its mail is held'
             yield Advice("warning", what, "add [smime] with its folder trust", f"{key}.accept")
+        if (partner.peers or partner.smtp_user) and (configuration.imap or configuration.pop3):
+            what = "its mail is held when it comes by a mailbox, which proves neither peers nor smtp_user"
+            yield Advice("warning", what, "where it comes so, ask for a signature in place of them", key)
         if partner.smtp_user and not (smtp and smtp.users_file):
             yield Advice("problem", "nobody can log in", "set smtp.users_file", f"{key}.smtp_user")
     if smtp and smtp.users_file and not smtp.users_file.exists():
@@ -232,6 +236,14 @@ def _open_doors(configuration: Configuration) -> Iterator[Advice]:
         yield Advice("problem", what, "name callers and addresses", "storescp.addresses", blocks=True)
     elif not scp.addresses:
         yield Advice("warning", "AE titles prove nothing", "name addresses too", "storescp.addresses")
+
+
+def _stays(configuration: Configuration) -> Iterator[Advice]:
+    """Mailboxes that cannot do what is asked for."""
+    for name, mailbox in configuration.pop3.items():
+        if mailbox.other == "move":
+            what = "POP3 has no folder to move mail to: what is not DICOM stays where it is"
+            yield Advice("warning", what, 'set other = "leave", or use IMAP', f"pop3.{name}.other")
 
 
 def _clear_hops_in(configuration: Configuration) -> Iterator[Advice]:

@@ -190,7 +190,7 @@ class PopMailbox(Section):
         user: Who logs in.
         password_file: Holds the password.
         address: What routes' ``to`` is matched with; the user when absent.
-        other: Mail without DICOM: ``leave`` it, or ``move`` it as if it were done.
+        other: Mail without DICOM stays; ``move`` is known and warned of, since POP3 has no folders.
         poll: How often it is looked at.
     """
 

@@ -22,7 +22,7 @@ from gateway import __version__, model
 from gateway.config import Configuration
 from gateway.config.sections import SECTIONS
 from gateway.core import commitment, contexts, negotiation, patient, query, records, status
-from gateway.edges import storescp
+from gateway.edges.storescp import answers
 
 _NETWORK: Final = ("limits", "ae.NAME", "ae.NAME.tls", "storescp", "storescp.tls", "route")
 """Tables of the configuration that change what the gateway does on the network or with a file-set."""
@@ -142,8 +142,8 @@ def facts(configuration: Configuration | None) -> dict[str, Any]:
         "commitment": _named(commitment.SOP_CLASS),
         "query": _named(query.SOP_CLASS),
         "answers": tuple(_answers()),
-        "statuses": tuple(storescp.STATUSES.items()),
-        "rejections": tuple(storescp.REJECTIONS.items()),
+        "statuses": tuple(answers.STATUSES.items()),
+        "rejections": tuple(answers.REJECTIONS.items()),
         "reasons": tuple((f"0x{code:04X}", meaning) for code, meaning in commitment.REASONS.items()),
         "character_sets": tuple(term for term in patient.CHARACTER_SETS if term),
         "settings": {table: tuple(_settings(SECTIONS[table])) for table in _NETWORK},

@@ -46,6 +46,12 @@ ITEMS: Final[Mapping[str, str]] = MappingProxyType(
             "It was welcome when it came, and no route takes it any more. Give it a route and reload, then `queue "
             "release`; or `queue drop`."
         ),
+        "sender-unproven": (
+            "DICOM from a mailbox whose From is that of a partner with `peers` or `smtp_user`. Only an SMTP session "
+            "can prove these; whoever writes to a mailbox can write any From. Where this partner's mail is to come by "
+            'the mailbox, take them out of its section and ask for a signature (`accept = "signed"`), reload, then '
+            "`queue release`; or `queue drop`."
+        ),
         "rules-differ": (
             "The mail takes several routes whose `issuer`, `patient_id` or `accession` differ, and there is one data "
             "set for all of them. Give these routes the same rules and reload, then `queue release`; or ask the "

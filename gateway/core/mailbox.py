@@ -10,7 +10,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
@@ -31,7 +31,10 @@ PATIENCE: Final = timedelta(minutes=10)
 """How long a trouble that may pass by itself lasts before a person is told (R3)."""
 
 CLAIM: Final = "DicomMail-"
-"""Begins the keyword by which a gateway marks the mail it takes; the rest names the gateway."""
+"""Begins the keyword by which a gateway marks the mail it takes; then since when it does so, and its own name."""
+
+AWAY: Final = timedelta(days=1)
+"""Whoever has not looked for so long, and comes back, is the second one where another gateway is by now."""
 
 
 class State(StrEnum):
@@ -61,7 +64,7 @@ REMEDY: Final[Mapping[State, str]] = {
     State.LOGIN_REFUSED: "are user and password right, and may this account use IMAP or POP3?",
     State.TOKEN_EXPIRED: "look at [imap.NAME.oauth]: a secret has run out or a consent was withdrawn",
     State.FOLDER_MISSING: "make the folder, or name another one: dicom-mail check",
-    State.SHARED: "another gateway takes mail from this mailbox: stop one of them",
+    State.SHARED: "another gateway takes mail from this mailbox: stop one, then restart this one",
     State.NO_ROOM: "make room on the disk under the data folder; polling resumes by itself",
     State.CONFUSED: "its answers make no sense: ask whoever runs the mail server",
 }
@@ -123,7 +126,7 @@ class Plan:
         fetch: To be taken, the oldest first.
         too_big: Over the limit: moved to failed without being fetched.
         again: Known and still there: a filing that was cut off is done again.
-        foreign: The keyword of another gateway that takes mail here; None without.
+        foreign: The keyword of another gateway that has taken mail here for longer; None without.
     """
 
     fetch: tuple[Waiting, ...] = ()
@@ -146,39 +149,55 @@ def plan(found: Iterable[Waiting], known: Mapping[str, Known], limit: int, claim
     again: list[str] = []
     foreign = None
     for one in found:
-        foreign = foreign or other_claim(one.keywords, claim)
+        foreign = foreign or elder_claim(one.keywords, claim)
         before = known.get(one.uid)
         if before is None or (before.size, before.stamp) != (one.size, one.stamp):
             (too_big if one.size > limit else fetch).append(one)
+        elif before.filing is Filing.FILED and not one.stamp:
+            # A UIDL says less than UID and date do: before a mail is deleted its content must be known (R2).
+            fetch.append(one)
         elif before.filing in {Filing.FILED, Filing.FAILED} and "\\Deleted" not in one.keywords:
             again.append(one.uid)
     return Plan(tuple(fetch), tuple(too_big), tuple(again), foreign)
 
 
-def other_claim(keywords: Iterable[str], claim: str) -> str | None:
-    """Find the mark of another gateway. Servers may change the case of keywords."""
+def new_claim(since: datetime, name: str) -> str:
+    """Write the keyword of a gateway that has taken mail since a moment. Keywords sort by age."""
+    return f"{CLAIM}{int(since.timestamp() * 1000):011x}-{name}"
+
+
+def name_in(claim: str) -> str:
+    """The gateway's own name in its keyword. Servers may change the case of keywords."""
+    return claim.casefold().rpartition("-")[2]
+
+
+def elder_claim(keywords: Iterable[str], claim: str) -> str | None:
+    """Find the mark of another gateway that was here before us; a younger one finds ours, and stops."""
     for one in sorted(keywords):
-        folded = one.casefold()
-        if folded.startswith(CLAIM.casefold()) and folded != claim.casefold():
-            return one
+        if one.casefold().startswith(CLAIM.casefold()) and name_in(one) != name_in(claim):
+            return one if one.casefold() < claim.casefold() else None
     return None
 
 
-def filing(stage: Stage, outcome: Outcome, code: str | None, *, fragment: bool, other: str) -> Filing | None:
+NOT_DICOM: Final = frozenset(
+    {(Outcome.REFUSED, "not-dicom"), (Outcome.DELIVERED, "report"), (Outcome.HELD, "no-dicom")}
+)
+"""Outcome and code of items in which there is nothing for a PACS."""
+
+
+def filing(stage: Stage, outcome: Outcome | None, code: str | None, *, fragment: bool, other: str) -> Filing | None:
     """Decide where a mail goes that is ours by now; None: not known yet.
 
     Args:
         stage: Where its item is.
-        outcome: Of its item.
+        outcome: Of its item; None: it was purged, and nobody knows any more what it was.
         code: Of its item.
         fragment: It waits for the rest of its set: it is DICOM mail, as far as anybody can tell.
         other: ``leave`` or ``move`` for mail that is not for us.
     """
     if other == "move" or fragment:
         return Filing.FILED
-    if outcome is Outcome.REFUSED and code == "not-dicom":
-        return Filing.LEFT
-    if outcome is Outcome.DELIVERED and code == "report":
+    if outcome is None or (outcome, code) in NOT_DICOM:
         return Filing.LEFT
     if outcome is Outcome.WAITING and stage is Stage.RECEIVE:
         return None
@@ -258,6 +277,29 @@ def listed(line: bytes) -> tuple[str, str] | None:
     if name.startswith('"') and name.endswith('"') and len(name) > 1:
         name = re.sub(r"\\(.)", r"\1", name[1:-1])
     return (found.group(2) or b"").decode("ascii", "replace"), name
+
+
+_MARKER: Final = re.compile(rb"DicomMail-[0-9A-Za-z-]+")
+
+
+def marker_in(line: bytes) -> str | None:
+    """The keyword in the subject of a marker message, from a FETCH response; None: it is another mail."""
+    found = _MARKER.search(line)
+    return found.group(0).decode("ascii") if found else None
+
+
+def write_marker(claim: str, address: str) -> str:
+    """Write the message that tells another gateway, and people, who takes mail from this mailbox."""
+    return (
+        f"From: DICOM mail gateway <{address}>\r\n"
+        f"Subject: {claim} takes mail from this mailbox\r\n"
+        "MIME-Version: 1.0\r\n"
+        "Content-Type: text/plain; charset=us-ascii\r\n"
+        "Auto-Submitted: auto-generated\r\n"
+        "\r\n"
+        "A DICOM mail gateway takes mail from this mailbox. Another one that finds this message\r\n"
+        "stops, so that no mail is taken twice. Delete it when that gateway is gone for good."
+    )
 
 
 _PERSONAL: Final = re.compile(rb'NAMESPACE \(\("((?:[^"\\]|\\.)*)"', re.IGNORECASE)

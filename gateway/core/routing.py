@@ -12,7 +12,7 @@ from datetime import timedelta
 from fnmatch import translate
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Literal
+from typing import Final, Literal
 
 from gateway.core.coercion import Rule
 from gateway.errors import RefusedError
@@ -20,6 +20,10 @@ from gateway.model import Envelope, Header
 
 MOST_HOPS = 100
 """Received fields after which a message is taken to be looping (RFC 5321 §6.3, SMTP-17)."""
+
+
+MAILBOXES: Final = ("imap.", "pop3.")
+"""How the doors begin at which mail is fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,14 @@ class Partner:
     phone: str | None = None
 
     def is_bound_to(self, envelope: Envelope) -> bool:
-        """Tell whether whoever handed the message over may speak for this partner."""
+        """Tell whether whoever handed the message over may speak for this partner.
+
+        Whoever wrote to a mailbox is not known, and the peer there is our own mail server: it proves nothing.
+        """
         if self.peers is None and self.user is None:
             return True
+        if is_from_mailbox(envelope):
+            return False
         if self.user is not None and envelope.user == self.user:
             return True
         return self.peers is not None and _lies_in(envelope.peer, self.peers)
@@ -100,12 +109,14 @@ class Decision:
         partner: Whom it is from; None for a stranger.
         routes: The routes it takes, one at most for each recipient; none for a report.
         astray: How many recipients have no route for this sender, beside those that have.
+        unproven: The partner whose From it bears, bound to SMTP peers or a user, which a mailbox cannot prove.
     """
 
     sender: str | None
     partner: Partner | None
     routes: tuple[Route, ...]
     astray: int = 0
+    unproven: str | None = None
 
     @property
     def destinations(self) -> tuple[str, ...]:
@@ -133,6 +144,11 @@ def matches(pattern: str, address: str) -> bool:
     return _compiled(pattern.casefold()).match(address.casefold()) is not None
 
 
+def is_from_mailbox(envelope: Envelope) -> bool:
+    """Tell whether a message was fetched, so that nobody can be refused and nobody has shown who he is."""
+    return envelope.door.startswith(MAILBOXES)
+
+
 def admits(book: Book, recipient: str) -> bool:
     """Tell whether a recipient is ours: a route's that no mailbox is bound to, or one for reports (SMTP-10)."""
     return _is_own(book, recipient) or any(r.mailbox is None and _leads(r, recipient) for r in book.routes)
@@ -156,13 +172,19 @@ def decide(book: Book, envelope: Envelope, header: Header, gateway: str) -> Deci
     named = [partner for partner in book.partners if sender is not None and matches(partner.address, sender)]
     partner = next((partner for partner in named if partner.is_bound_to(envelope)), None)
     recipients = [recipient for recipient in envelope.recipients if not _is_own(book, recipient)]
-    if not recipients:
+    fetched = is_from_mailbox(envelope)
+    if not (recipients or fetched):
         return Decision(sender, partner, ())
     if named and partner is None:
+        if fetched:
+            return Decision(sender, None, (), unproven=named[0].name)
         raise RefusedError(550, "5.7.1", "this peer may not send for that From address")
-    routes = [_first(book, envelope, sender, partner, recipient) for recipient in recipients]
+    # One account may be both: the mailbox that images come to, and where reports on our own mail come back.
+    routes = [_first(book, envelope, sender, partner, one) for one in (recipients or envelope.recipients)]
     taken = tuple(dict.fromkeys(route for route in routes if route is not None))
     if not taken:
+        if not recipients:
+            return Decision(sender, partner, ())
         raise RefusedError(550, "5.7.1", "no mail is taken from that From address here")
     return Decision(sender, partner, taken, routes.count(None))
 

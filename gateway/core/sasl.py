@@ -22,7 +22,8 @@ def oauthbearer(user: str, token: str, host: str, port: int) -> str:
 
 
 DUMMY = "AQ=="
-"""What answers the JSON of a failed bearer login, so that the refusal itself comes (RFC 7628 §3.2.3)."""
+"""What answers the JSON of a failed OAUTHBEARER, so that the refusal itself comes (RFC 7628 §3.2.3); to XOAUTH2 it is
+an empty line."""
 
 
 def _encoded(text: str) -> str:

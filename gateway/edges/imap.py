@@ -105,10 +105,12 @@ class Proof:
     Attributes:
         text: The password or the token.
         bearer: It is a token.
+        forget: Tells whoever gave it that it was refused: the next one will be a new one.
     """
 
     text: str
     bearer: bool = False
+    forget: Callable[[], None] = lambda: None
 
 
 class Sink(Protocol):
@@ -165,8 +167,17 @@ class ImapMailbox:
         return session
 
     async def log_in(self) -> ImapSession:
-        """Log in, and no more. Raises MailboxError."""
+        """Log in, and no more. A token that is refused is got anew, once. Raises MailboxError."""
         proof = await self._proof()
+        try:
+            return await self._log_in(proof)
+        except MailboxError as error:
+            if not (proof.bearer and error.state == State.TOKEN_EXPIRED):
+                raise
+        proof.forget()
+        return await self._log_in(await self._proof())
+
+    async def _log_in(self, proof: Proof) -> ImapSession:
         session = ImapSession(self.settings, self.deadlines)
         try:
             await session.connect(self._tls())
@@ -531,7 +542,7 @@ class ImapSession:
     async def _log_in_by_password(self, password: str) -> None:
         user = self._settings.user
         if "AUTH=PLAIN" in self.capabilities:
-            await self._authenticate("PLAIN", sasl.plain(user, password))
+            await self._authenticate("PLAIN", sasl.plain(user, password), "*")
             return
         if "LOGINDISABLED" in self.capabilities:
             raise MailboxError("the server takes no password here", State.LOGIN_REFUSED)
@@ -541,17 +552,18 @@ class ImapSession:
         settings = self._settings
         if "AUTH=OAUTHBEARER" in self.capabilities:
             first = sasl.oauthbearer(settings.user, token, settings.host, settings.port)
-            await self._authenticate("OAUTHBEARER", first)
+            await self._authenticate("OAUTHBEARER", first, sasl.DUMMY)
         elif "AUTH=XOAUTH2" in self.capabilities:
-            await self._authenticate("XOAUTH2", sasl.xoauth2(settings.user, token))
+            await self._authenticate("XOAUTH2", sasl.xoauth2(settings.user, token), "")
         else:
             raise MailboxError("the server takes no token", State.LOGIN_REFUSED)
 
-    async def _authenticate(self, mechanism: str, first: str) -> None:
+    async def _authenticate(self, mechanism: str, first: str, last: str) -> None:
+        """Say who we are; ``last`` answers whatever else the server asks, so that it comes to an end."""
         if "SASL-IR" in self.capabilities:
-            await self._call("AUTHENTICATE", mechanism, first, answers=[sasl.DUMMY])
+            await self._call("AUTHENTICATE", mechanism, first, answers=[last])
         else:
-            await self._call("AUTHENTICATE", mechanism, answers=[first, sasl.DUMMY])
+            await self._call("AUTHENTICATE", mechanism, answers=[first, last])
 
     async def _ask_capabilities(self) -> None:
         lines = await self._call("CAPABILITY", wanted=_CAPABILITY)
@@ -639,8 +651,42 @@ class ImapSession:
                     found[one.uid] = one
         return sorted(found.values(), key=lambda one: int(one.uid))
 
+    async def guard(self, keyword: str) -> str | None:
+        """Where mails cannot be marked, have a marker message in ``failed``; return that of who was first, if not we.
+
+        It lies there and not where mail comes: a folder that is small, and that people look into.
+        """
+        if self.keywords:
+            return None
+        name = self.folders["failed"]
+        assert name is not None
+        found = await self._markers(name)
+        if not found:
+            text = mailbox.write_marker(keyword, self._settings.user)
+            await self._command("APPEND", mailbox.quoted(name), "(\\Seen)", f"{{{len(text)}}}", answers=[text])
+            # Of two at once, both see who was first.
+            found = await self._markers(name)
+        await self.select()
+        first = found[0] if found else keyword
+        return None if mailbox.name_in(first) == mailbox.name_in(keyword) else first
+
+    async def _markers(self, folder: str) -> list[str]:
+        """The keywords in marker messages, the eldest first."""
+        await self._command("SELECT", mailbox.quoted(folder))
+        uids: list[int] = []
+        for line in await self._command("UID SEARCH", "SUBJECT", mailbox.quoted(mailbox.CLAIM), wanted=_SEARCH):
+            uids += mailbox.found_uids(line)
+        found: dict[int, str] = {}
+        for each in mailbox.sets(uids):
+            query = "(UID BODY.PEEK[HEADER.FIELDS (SUBJECT)])"
+            for line in await self._command("UID FETCH", each, query, wanted=_FETCH):
+                uid, marker = mailbox.uid_of(line), mailbox.marker_in(line)
+                if uid is not None and marker is not None:
+                    found[uid] = marker
+        return [found[uid] for uid in sorted(found)]
+
     async def claim(self, uids: Sequence[str], keyword: str) -> str | None:
-        """Mark mails as being taken by us; return another gateway's mark that is on one of them."""
+        """Mark mails as being taken by us; return an elder gateway's mark that is on one of them."""
         if not self.keywords:
             return None
         flags: set[str] = set()
@@ -649,7 +695,7 @@ class ImapSession:
             # Asked after ours is set: of two gateways at once, at least the later one sees both.
             for line in await self._command("UID FETCH", each, "(UID FLAGS)", wanted=_FETCH):
                 flags |= mailbox.flags_of(line)
-        return mailbox.other_claim(flags, keyword)
+        return mailbox.elder_claim(flags, keyword)
 
     async def release(self, uids: Sequence[str], keyword: str) -> None:
         """Take our mark away."""
@@ -786,11 +832,13 @@ class ImapSession:
 
     # Commands
 
-    async def _command(self, name: str, *args: str, wanted: re.Pattern[bytes] | None = None) -> list[bytes]:
+    async def _command(
+        self, name: str, *args: str, wanted: re.Pattern[bytes] | None = None, answers: Sequence[str] = ()
+    ) -> list[bytes]:
         """A command on the folder that must succeed."""
         prefix, _, word = name.rpartition(" ")
         try:
-            return await self._call(word, *args, prefix=prefix, wanted=wanted)
+            return await self._call(word, *args, prefix=prefix, wanted=wanted, answers=answers)
         except NoError as error:
             raise MailboxError(f"the server says {error.result} to {name}", State.CONFUSED) from None
 

@@ -91,7 +91,23 @@ class PopMailbox:
     async def connect(self) -> poplib.POP3:
         """Connect and log in. Raises MailboxError."""
         password = await self._password()
-        return await _blocking(lambda: self._connect(password), self.deadline * 4)
+        made: list[poplib.POP3] = []
+        abandoned = threading.Event()
+
+        def begin() -> None:
+            made.append(self._connect(password))
+            if abandoned.is_set():
+                _close(made[0])
+
+        try:
+            await _blocking(begin, self.deadline * 4)
+        except BaseException:
+            # The thread goes on: what it makes, or made a moment ago, nobody will use.
+            abandoned.set()
+            for client in made:
+                _close(client)
+            raise
+        return made[0]
 
     def _connect(self, password: str) -> poplib.POP3:
         settings = self.settings
@@ -101,23 +117,26 @@ class PopMailbox:
         try:
             client: poplib.POP3
             if settings.tls == "implicit":
-                client = poplib.POP3_SSL(settings.host, settings.port, timeout=self.deadline, context=context)
+                client = _TlsClient(settings.host, settings.port, timeout=self.deadline, context=context)
             else:
-                client = poplib.POP3(settings.host, settings.port, timeout=self.deadline)
+                client = _Client(settings.host, settings.port, timeout=self.deadline)
         except (OSError, poplib.error_proto, EOFError) as error:
             raise _trouble(where, error) from None
         try:
             if settings.tls == "starttls":
                 try:
                     client.stls(context)
-                except poplib.error_proto:
+                except poplib.error_proto as error:
+                    if _is_end(error):
+                        raise
                     # Never downgraded by itself: somebody on the way may have taken the offer out.
                     raise MailboxError(f"{where} offers no STLS", State.CERTIFICATE) from None
             client.user(settings.user)
             client.pass_(password)
         except poplib.error_proto as error:
             _close(client)
-            state = State.UNREACHABLE if _PASSES.search(str(error)) else State.LOGIN_REFUSED
+            passes = _is_end(error) or _PASSES.search(str(error))
+            state = State.UNREACHABLE if passes else State.LOGIN_REFUSED
             raise MailboxError("the server refuses the login", state) from None
         except (OSError, EOFError) as error:
             _close(client)
@@ -158,6 +177,10 @@ class PopSession:
         uids = [line.split() for line in client.uidl()[1]]
         self._numbers = {uid.decode("ascii", "replace")[:80]: int(number) for number, uid, *_ in uids}
         self._sizes = {uid: sizes.get(number, 0) for uid, number in self._numbers.items()}
+
+    async def guard(self, _keyword: str) -> str | None:
+        """Nothing: POP3 has no place for a marker."""
+        return None
 
     async def claim(self, _uids: Sequence[str], _keyword: str) -> str | None:
         """Nothing: the server lets one session in at a time (RFC 1939 §4)."""
@@ -205,8 +228,10 @@ class PopSession:
             if isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError | ssl.SSLError):
                 raise  # the disk under the spool
             raise _trouble(self.folder.server, error) from None
-        except (poplib.error_proto, ValueError):
+        except (poplib.error_proto, ValueError) as error:
             self._cut()
+            if _is_end(error):
+                raise MailboxError("the server closed the connection", State.UNREACHABLE) from None
             raise MailboxError("the server refuses what POP3 has", State.CONFUSED) from None
         except BaseException:
             self._cut()
@@ -216,9 +241,30 @@ class PopSession:
         client, self._client = self._client, None
         if client is not None:
             # Whoever blocks in a thread is woken by it.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, AttributeError):  # the library has no socket after QUIT
                 client.sock.shutdown(socket.SHUT_RDWR)
             _close(client)
+
+
+class _Client(poplib.POP3):
+    """The library leaves its socket open when the greeting is none."""
+
+    def _getresp(self) -> bytes:
+        try:
+            return super()._getresp()  # type: ignore[misc,no-any-return]
+        except BaseException:
+            if not hasattr(self, "welcome"):
+                _close(self)
+            raise
+
+
+class _TlsClient(_Client, poplib.POP3_SSL):
+    """The same, by TLS from the first byte."""
+
+
+def _is_end(error: Exception) -> bool:
+    """Whether the library says that the connection was closed; what a server says comes in octets."""
+    return error.args[:1] == ("-ERR EOF",)
 
 
 def _close(client: poplib.POP3) -> None:

@@ -30,8 +30,9 @@ from aiosmtplib import (
 from aiosmtplib.response import SMTPResponse
 
 from gateway.config.values import is_loopback
+from gateway.core import sasl
 from gateway.core.data import Transparency
-from gateway.errors import RelayError
+from gateway.errors import RelayError, TokenError
 from gateway.model import Mail, Reply, Span, Submission
 
 T = TypeVar("T")
@@ -74,6 +75,10 @@ class Deadlines:
     leave: float = 5.0
 
 
+_OAUTH: Final = "look at [relay.oauth]: a secret has run out, a consent was withdrawn, or this user may not send"
+"""What a person can do about tokens."""
+
+
 class Settings(Protocol):
     """The section [relay]."""
 
@@ -102,6 +107,16 @@ class Settings(Protocol):
         """Holds the password."""
 
 
+class Tokens(Protocol):
+    """Where access tokens come from."""
+
+    async def get(self) -> str:
+        """Give a token that is valid now. Raises TokenError."""
+
+    def forget(self) -> None:
+        """The relay refused it: the next one is a new one."""
+
+
 class Relay:
     """The relay that outbound mail is submitted to. One connection for each mail; any number at once.
 
@@ -109,15 +124,19 @@ class Relay:
         settings: The section [relay].
         hostname: What we call ourselves in EHLO.
         deadlines: Replaced in tests.
+        tokens: Of the user that logs in; None: it has a password.
     """
 
-    def __init__(self, settings: Settings, hostname: str, deadlines: Deadlines | None = None) -> None:
+    def __init__(
+        self, settings: Settings, hostname: str, deadlines: Deadlines | None = None, tokens: Tokens | None = None
+    ) -> None:
         self.announced: int | None = None
         self._begun: set[Mail] = set()
         """Bytes of the longest mail it takes, as it last said; None while it did not say (RFC 1870, SMTP-14)."""
         self._settings = settings
         self._hostname = hostname
         self._deadlines = deadlines or Deadlines()
+        self._tokens = tokens
 
     async def greet(self) -> None:
         """Open a session as far as mail could begin, and leave.
@@ -203,6 +222,9 @@ class Relay:
     async def _log_in(self, client: SMTP, user: str) -> None:
         if self._settings.tls == "none" and not is_loopback(self._settings.host):
             raise RelayError("no password is sent in the clear", lasting=True, hint="set relay.tls")  # SMTP-9
+        if self._tokens is not None:
+            await self._log_in_by_token(client, user, self._tokens)
+            return
         assert self._settings.password_file is not None
         try:
             secret = await asyncio.to_thread(self._settings.password_file.read_text, "utf-8")
@@ -216,6 +238,39 @@ class Relay:
             await self._step(client.auth_login(user, password), self._deadlines.command)
         else:
             raise RelayError("the relay offers neither AUTH PLAIN nor LOGIN", lasting=True)
+
+    async def _log_in_by_token(self, client: SMTP, user: str, tokens: Tokens) -> None:
+        """Log in by OAUTHBEARER or XOAUTH2. A token that is refused is got anew, once (RFC 7628)."""
+        offered = client.server_auth_methods
+        if not {"oauthbearer", "xoauth2"} & set(offered):
+            raise RelayError("the relay offers neither AUTH OAUTHBEARER nor XOAUTH2", lasting=True)
+        for last in (False, True):
+            token = await self._token(tokens)
+            if "oauthbearer" in offered:
+                first = sasl.oauthbearer(user, token, self._settings.host, self._settings.port)
+                answer = await self._bear(client, "OAUTHBEARER", first, sasl.DUMMY)
+            else:
+                answer = await self._bear(client, "XOAUTH2", sasl.xoauth2(user, token), "")
+            if answer.code == 235:
+                return
+            refused = SMTPAuthenticationError(answer.code, answer.message)
+            if answer.code < 500 or last:
+                raise refused
+            tokens.forget()
+
+    async def _token(self, tokens: Tokens) -> str:
+        try:
+            return await tokens.get()
+        except TokenError as error:
+            raise RelayError(f"no token for the relay: {error.text}", lasting=error.lasting, hint=_OAUTH) from None
+
+    async def _bear(self, client: SMTP, mechanism: str, first: str, last: str) -> SMTPResponse:
+        command = (b"AUTH", mechanism.encode(), first.encode())
+        answer = await self._step(client.execute_command(*command), self._deadlines.command)
+        if answer.code == 334:
+            # The challenge tells in JSON what is wrong; the refusal itself comes behind an answer to it.
+            answer = await self._step(client.execute_command(last.encode()), self._deadlines.command)
+        return answer
 
     def _context(self) -> ssl.SSLContext:
         try:
@@ -242,7 +297,7 @@ class Relay:
                 return RelayError(
                     f"the relay {where} refuses the login ({error.code})",
                     lasting=error.code >= 500,
-                    hint="look at relay.user and relay.password_file",
+                    hint=_OAUTH if self._tokens is not None else "look at relay.user and relay.password_file",
                 )
             case SMTPResponseException():
                 return RelayError(f"the relay {where} answers {error.code}", lasting=error.code in _OUR_TROUBLE - {421})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, select, update
 
 from gateway.core import grouping
 from gateway.core.grouping import Facts, Rules
@@ -69,6 +69,33 @@ class Arrival:
     at: datetime
 
 
+def is_mail(column: Any) -> ColumnElement[bool]:
+    """Whether a destination is a partner's mailbox."""
+    found: ColumnElement[bool] = column.like(f"{MAIL}%")
+    return found
+
+
+_OPEN: Final = (message.c.outcome == Outcome.WAITING) & (message.c.stage == Stage.COMPOSE)
+
+# Written once: putting them together anew for each instance takes as long as the database does.
+_SEEN: Final = (
+    select(instance.c.sop_instance, delivery.c.destination, instance.c.message)
+    .add_columns(instance.c.transfer_syntax, instance.c.data_set_sha256, delivery.c.outcome)
+    .join(delivery, (delivery.c.message == instance.c.message) & (delivery.c.number == instance.c.number))
+    .where(instance.c.sop_instance.in_(bindparam("uids", expanding=True)), is_mail(delivery.c.destination))
+)
+_FIND: Final = (
+    select(collection)
+    .join(message, message.c.id == collection.c.message)
+    .where(collection.c.study == bindparam("study"), collection.c.route == bindparam("route"))
+    .where(collection.c.partner == bindparam("partner"), collection.c.completed_at.is_(None), _OPEN)
+)
+_ADD: Final = insert(instance)
+_ADD_DELIVERY: Final = insert(delivery)
+_GROW: Final = update(collection).where(collection.c.message == bindparam("mine"))
+_GROW_ITEM: Final = update(message).where(message.c.id == bindparam("mine"))
+
+
 def accept(connection: Connection, arrivals: Sequence[Arrival]) -> list[bool]:
     """Take custody of instances: each joins the open collection of its study, one for each partner (R20).
 
@@ -118,17 +145,17 @@ class _Burst:
 
     def write(self) -> None:
         """Write down what was joined since the last time."""
-        for table, rows in ((instance, self._instances), (delivery, self._deliveries)):
+        for statement, rows in ((_ADD, self._instances), (_ADD_DELIVERY, self._deliveries)):
             if rows:
-                self._connection.execute(insert(table), rows)
+                self._connection.execute(statement, rows)
         if self._story:
             append(self._connection, self._story)
         self._instances, self._deliveries, self._story = [], [], []
         for one in self._open.values():
             if one is not None and one.changed:
                 facts = {"instances": one.count, "size": one.facts.size, "last_at": one.facts.last_at}
-                self._connection.execute(update(collection).where(collection.c.message == one.id).values(facts))
-                self._connection.execute(update(message).where(message.c.id == one.id).values(size=one.facts.size))
+                self._connection.execute(_GROW, {"mine": one.id, **facts})
+                self._connection.execute(_GROW_ITEM, {"mine": one.id, "size": one.facts.size})
                 one.changed = False
             if one is not None and one.renamed:
                 pseudonyms.note(self._connection, one.id, one.names)
@@ -176,29 +203,16 @@ def _seen(connection: Connection, uids: set[str]) -> dict[tuple[str, str], list[
     found: dict[tuple[str, str], list[tuple[str, Content, bool]]] = {}
     some = sorted(uids)
     for at in range(0, len(some), MOST_AT_ONCE):
-        rows = connection.execute(
-            select(instance.c.sop_instance, delivery.c.destination, instance.c.message)
-            .add_columns(instance.c.transfer_syntax, instance.c.data_set_sha256, delivery.c.outcome)
-            .join(delivery, (delivery.c.message == instance.c.message) & (delivery.c.number == instance.c.number))
-            .where(instance.c.sop_instance.in_(some[at : at + MOST_AT_ONCE]), is_mail(delivery.c.destination))
-        )
+        rows = connection.execute(_SEEN, {"uids": some[at : at + MOST_AT_ONCE]})
         for uid, name, key, syntax, digest, outcome in rows:
             counts = outcome in {Outcome.DELIVERED, Outcome.WAITING}
             found.setdefault((uid, name), []).append((key, (syntax, digest), counts))
     return found
 
 
-_OPEN: Final = (message.c.outcome == Outcome.WAITING) & (message.c.stage == Stage.COMPOSE)
-
-
 def _find(connection: Connection, place: tuple[str, str, str]) -> _Collection | None:
     study, route, partner = place
-    row = connection.execute(
-        select(collection)
-        .join(message, message.c.id == collection.c.message)
-        .where(collection.c.study == study, collection.c.route == route, collection.c.partner == partner)
-        .where(collection.c.completed_at.is_(None), _OPEN)
-    ).one_or_none()
+    row = connection.execute(_FIND, {"study": study, "route": route, "partner": partner}).one_or_none()
     if row is None:
         return None
     facts = Facts(row.opened_at, row.last_at, row.size)
@@ -393,9 +407,3 @@ def count_try(connection: Connection, key: str, text: str, now: datetime) -> int
     connection.execute(update(message).where(message.c.id == key).values(tries=message.c.tries + 1))
     tell(connection, now, "compose-failed", text, message=key)
     return connection.scalar(select(message.c.tries).where(message.c.id == key)) or 0
-
-
-def is_mail(column: Any) -> ColumnElement[bool]:
-    """Whether a destination is a partner's mailbox."""
-    found: ColumnElement[bool] = column.like(f"{MAIL}%")
-    return found

@@ -29,7 +29,8 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from gateway.ledger import submissions
+from gateway.core.mailbox import REMEDY
+from gateway.ledger import mailboxes, submissions
 from gateway.ledger.notices import open_notices
 from gateway.ledger.tables import (
     MAIL,
@@ -82,7 +83,7 @@ def list_items(
     partner: str | None = None,
     most: int = MOST_ITEMS,
 ) -> dict[str, Any]:
-    """List items, the newest first, with the notices that are open and the state of each destination."""
+    """List items, the newest first, with the notices that are open and the state of each destination and mailbox."""
     wanted = _items()
     for column, value in ((message.c.outcome, outcome), (_STAGE, stage), (message.c.partner, partner)):
         if value is not None:
@@ -97,6 +98,18 @@ def list_items(
         "cut": len(rows) > most,
         "notices": notices,
         "destinations": [_destination(row) for row in connection.execute(select(destination).order_by("name"))],
+        "mailboxes": [_mailbox(one) for one in mailboxes.health(connection)],
+    }
+
+
+def _mailbox(one: mailboxes.Health) -> dict[str, Any]:
+    return {
+        "name": one.door,
+        "state": one.state,
+        "since": utc(one.since),
+        "looked_at": utc(one.looked_at) if one.looked_at else None,
+        "text": one.text,
+        "do": REMEDY.get(one.state, ""),
     }
 
 

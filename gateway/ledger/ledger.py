@@ -18,7 +18,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -91,8 +91,8 @@ class Lock:
 class _Change:
     run: Callable[[Connection, list[Any]], Sequence[Any]]
     item: Any
-    done: asyncio.Future[Any]
-    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[Any] | Future[Any]
+    ready: Callable[[], None] | None = None
 
 
 class Ledger:
@@ -106,6 +106,7 @@ class Ledger:
         self.engine = engine
         self.on_commit: Callable[[], None] = lambda: None
         """Called on the caller's loop after a transaction that put a ticket."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._changes: Batches[_Change] = Batches(MOST_CHANGES)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="ledger-read")
         self._writer = threading.Thread(target=self._work, name="ledger-write", daemon=True)
@@ -131,13 +132,34 @@ class Ledger:
             LedgerError: The database did not take it; nothing of the item was kept.
             Exception: Whatever the change raised for this item alone; nothing of it was kept.
         """
-        if not self._writer.is_alive():
-            raise LedgerError("the ledger is closed")
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-        self._changes.put(_Change(change, item, done, loop))
+        self._loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = self._loop.create_future()
+        self._put(_Change(change, item, done))
         # A caller that is cancelled must not leave a future that nobody reads half-settled.
         return await asyncio.shield(done)
+
+    def offer(
+        self, change: Callable[[Connection, list[Item]], Sequence[T]], item: Item, ready: Callable[[], None]
+    ) -> Future[T]:
+        """Hand in a change whose bytes the disk still works on. For threads; the result is as of ``write_together``.
+
+        Args:
+            change: As for ``write_together``.
+            item: Ours.
+            ready: Called before the commit: comes back when the bytes are durable that the rows speak of, and raises
+                when they will not be; then nothing of the item is kept. All who write wait with it: it must be short.
+
+        Raises:
+            LedgerError: The ledger is closed.
+        """
+        done: Future[T] = Future()
+        self._put(_Change(change, item, done, ready))
+        return done
+
+    def _put(self, change: _Change) -> None:
+        if not self._writer.is_alive():
+            raise LedgerError("the ledger is closed")
+        self._changes.put(change)
 
     async def insist(self, change: Callable[[Connection], T], given_up: Callable[[], bool]) -> T:
         """Run a change that must not get lost: what a peer said. While it is not taken, it is kept and offered again.
@@ -191,6 +213,9 @@ class Ledger:
         try:
             with connection.begin():
                 results = _run(connection, batch)
+                for change in batch:
+                    if change.ready is not None:
+                        change.ready()
         except Exception as error:  # noqa: BLE001  each caller gets its own error, whatever it is
             if len(batch) > 1:
                 for change in batch:
@@ -198,19 +223,29 @@ class Ledger:
                 return
             results = [_told(error)]
         woken = connection.info.pop("ticket", False)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for an answer any more
-            batch[0].loop.call_soon_threadsafe(self._settle, batch, results, woken)
+        answers = list(zip([change.done for change in batch], results, strict=True))
+        for done, result in answers:
+            if isinstance(done, Future):
+                _settle(done, result)
+        waiting = [(done, result) for done, result in answers if not isinstance(done, Future)]
+        if self._loop is not None and (waiting or woken):
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for an answer any more
+                self._loop.call_soon_threadsafe(self._answer, waiting, woken)
 
-    def _settle(self, batch: list[_Change], results: list[Any], woken: bool) -> None:
-        for change, result in zip(batch, results, strict=True):
-            if change.done.cancelled():
-                continue
-            if isinstance(result, _Failure):
-                change.done.set_exception(result.error)
-            else:
-                change.done.set_result(result)
+    def _answer(self, waiting: list[tuple[asyncio.Future[Any], Any]], woken: bool) -> None:
+        for done, result in waiting:
+            _settle(done, result)
         if woken:
             self.on_commit()
+
+
+def _settle(done: asyncio.Future[Any] | Future[Any], result: Any) -> None:
+    if done.cancelled():
+        return
+    if isinstance(result, _Failure):
+        done.set_exception(result.error)
+    else:
+        done.set_result(result)
 
 
 def _run(connection: Connection, batch: list[_Change]) -> list[Any]:

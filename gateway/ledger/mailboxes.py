@@ -15,9 +15,9 @@ from typing import Final
 
 from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
-from gateway.core.mailbox import CLAIM, REMEDY, Filing, Known, State, is_alarming
+from gateway.core.mailbox import AWAY, REMEDY, Filing, Known, State, is_alarming, name_in, new_claim
 from gateway.ledger.events import tell
-from gateway.ledger.notices import close_notice, open_notice
+from gateway.ledger.notices import close_notice, open_notice, reword_notice
 from gateway.ledger.tables import fact, fragment, mailbox, mailbox_folder, mailbox_mail, message
 from gateway.model import Outcome, Stage
 
@@ -47,13 +47,19 @@ class Folder:
     validity: int
 
 
-def claim(connection: Connection) -> str:
-    """The keyword by which this gateway marks the mails it takes: as long as its ledger lives, the same."""
+def claim(connection: Connection, now: datetime) -> str:
+    """The keyword by which this gateway marks the mails it takes: the same as long as it looks, whatever restarts.
+
+    It tells since when: a gateway that comes back after it was replaced is the younger one, and stops.
+    """
     found = connection.scalar(select(fact.c.value).where(fact.c.name == _CLAIM))
-    if found is None:
-        found = f"{CLAIM}{secrets.token_hex(4)}"
-        connection.execute(insert(fact).values(name=_CLAIM, value=found))
-    return str(found)
+    looked_at = connection.scalar(select(func.max(mailbox.c.looked_at)))
+    if found is not None and looked_at is not None and looked_at > now - AWAY:
+        return str(found)
+    made = new_claim(now, secrets.token_hex(4) if found is None else name_in(found))
+    connection.execute(delete(fact).where(fact.c.name == _CLAIM))
+    connection.execute(insert(fact).values(name=_CLAIM, value=made))
+    return made
 
 
 def number(connection: Connection, folder: Folder) -> int:
@@ -154,11 +160,11 @@ def file(connection: Connection, folder: int, uids: Collection[str], filing: Fil
 
 @dataclass(frozen=True, slots=True)
 class Unfiled:
-    """A mail that is ours and still lies where it came; with what its item has come to."""
+    """A mail that is ours and still lies where it came; with what its item has come to, None when it was purged."""
 
     uid: str
     stage: Stage
-    outcome: Outcome
+    outcome: Outcome | None
     code: str | None
     fragment: bool
 
@@ -169,9 +175,8 @@ def unfiled(connection: Connection, folder: int) -> list[Unfiled]:
     rows = connection.execute(
         select(
             mailbox_mail.c.uid,
-            # Of an item that was purged nothing is open any more.
             func.coalesce(message.c.stage, Stage.STORE),
-            func.coalesce(message.c.outcome, Outcome.DELIVERED),
+            message.c.outcome,
             message.c.code,
             is_fragment,
         )
@@ -180,7 +185,8 @@ def unfiled(connection: Connection, folder: int) -> list[Unfiled]:
         .order_by(mailbox_mail.c.at)
     )
     return [
-        Unfiled(uid, Stage(stage), Outcome(outcome), code, bool(piece)) for uid, stage, outcome, code, piece in rows
+        Unfiled(uid, Stage(stage), Outcome(outcome) if outcome else None, code, bool(piece))
+        for uid, stage, outcome, code, piece in rows
     ]
 
 
@@ -201,7 +207,7 @@ class Health:
     Attributes:
         door: Its section, as ``imap.radiology``.
         state: What is the matter.
-        since: When that began.
+        since: Since when it is well, or is not, whatever the matter was meanwhile.
         looked_at: When it was last seen to be well; None: never.
         text: One line about it.
     """
@@ -214,12 +220,16 @@ class Health:
 
 
 def note(connection: Connection, door: str, state: State, text: str, now: datetime) -> bool:
-    """Write down how a mailbox is, tell a person when it is time, and say whether the state is a new one (R3)."""
+    """Write down how a mailbox is, tell a person when it is time, and say whether the state is a new one (R3).
+
+    A mailbox that is now unreachable and now silent has one trouble, which began with the first.
+    """
     before = connection.execute(
         select(mailbox.c.state, mailbox.c.since, mailbox.c.text).where(mailbox.c.door == door)
     ).one_or_none()
     changed = before is None or before.state != state
-    since = now if before is None or changed else before.since
+    same = before is not None and (before.state == State.OK) == (state is State.OK)
+    since = before.since if before is not None and same else now
     values = {"state": state, "since": since, "text": text}
     if state is State.OK:
         values["looked_at"] = now
@@ -232,7 +242,9 @@ def note(connection: Connection, door: str, state: State, text: str, now: dateti
     if state is State.OK:
         close_notice(connection, now, DOWN, door)
     elif is_alarming(state, now - since):
-        open_notice(connection, now, DOWN, door, f"mailbox {door} cannot be used ({state}): {text}", REMEDY[state])
+        words = f"mailbox {door} cannot be used ({state}): {text}", REMEDY[state]
+        if not open_notice(connection, now, DOWN, door, *words) and changed:
+            reword_notice(connection, DOWN, door, *words)
     return changed
 
 

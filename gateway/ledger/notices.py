@@ -50,6 +50,12 @@ def open_notice(connection: Connection, at: datetime, kind: str, about: str, tex
     return True
 
 
+def reword_notice(connection: Connection, kind: str, about: str, text: str, hint: str) -> None:
+    """Say anew what is the matter, where the same notice stays open; nobody is told again."""
+    mine = (notice.c.kind == kind) & (notice.c.about == about) & notice.c.closed_at.is_(None)
+    connection.execute(update(notice).where(mine).values(text=text, hint=hint))
+
+
 def close_notice(connection: Connection, at: datetime, kind: str, about: str) -> bool:
     """Close a notice if it is open; tell whether it was."""
     mine = (notice.c.kind == kind) & (notice.c.about == about) & notice.c.closed_at.is_(None)

@@ -1,8 +1,9 @@
 """The spool: where bytes lie, by key, and the order of writes that makes custody true (R1).
 
-A new file is written under a temporary name, synced, renamed, and its folder synced; only then does the caller write
-the row that speaks of it, and only after that commit does anybody say yes. A crash can leave bytes without a row
-(never acknowledged, swept by the janitor) but never a row without bytes.
+A new file is written under a temporary name, renamed when it is whole, synced, and its folder synced; only then is the
+row committed that speaks of it, and only after that commit does anybody say yes. A crash can leave bytes without a row
+(never acknowledged, swept by the janitor) but never a row without bytes. The new name comes before the sync of the
+file, so that one commit of the file system's journal holds both.
 
 Files that are ready at the same moment share their syncs: one thread does them, and what arrives while it works forms
 its next batch. In a batch writeback is begun for all files before the first is waited for, so that one commit of the
@@ -22,7 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -132,17 +132,43 @@ def _write_all(descriptor: int, block: bytes | bytearray | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-@dataclass(slots=True)
-class _Commit:
-    """A draft that shall become durable, and who waits for it."""
+class Commit:
+    """A draft that shall become durable, and who waits for it.
 
-    draft: Draft
-    key: str
-    done: asyncio.Future[str]
-    loop: asyncio.AbstractEventLoop
-    error: Exception | None = None
+    Attributes:
+        draft: What was written.
+        key: By this its bytes are reached when they are durable.
+        error: Why they are not; then they are gone.
+        done: For one who waits on a loop.
+    """
 
-    def attempt(self, step: Callable[[_Commit], None]) -> None:
+    def __init__(self, draft: Draft, key: str, done: asyncio.Future[str] | None = None) -> None:
+        self.draft = draft
+        self.key = key
+        self.error: Exception | None = None
+        self.done = done
+        self._settled = threading.Event()
+
+    def wait(self) -> None:
+        """Wait in a thread until the bytes are durable.
+
+        Raises:
+            OSError: The disk did not take them.
+        """
+        self._settled.wait()
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def settled(self) -> bool:
+        """Nothing more happens to it."""
+        return self._settled.is_set()
+
+    def settle(self) -> None:
+        """Let those go on who wait in a thread."""
+        self._settled.set()
+
+    def attempt(self, step: Callable[[Commit], None]) -> None:
         """Take a step, unless one has failed; then the draft is gone."""
         if self.error is None:
             try:
@@ -152,11 +178,11 @@ class _Commit:
                 self.draft.discard()
 
 
-def _begin(commit: _Commit) -> None:
+def _begin(commit: Commit) -> None:
     commit.draft.begin_sync()
 
 
-def _sync(commit: _Commit) -> None:
+def _sync(commit: Commit) -> None:
     commit.draft.sync()
 
 
@@ -183,7 +209,7 @@ class Spool:
         """Bytes of the whole disk, as it was at the start."""
         self._syncers = ThreadPoolExecutor(SYNCERS, thread_name_prefix="spool-sync")
         self._large = ThreadPoolExecutor(SYNCERS, thread_name_prefix="spool-large")
-        self._commits: Batches[_Commit] = Batches(MOST_FILES)
+        self._commits: Batches[Commit] = Batches(MOST_FILES)
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
         self._thread.start()
 
@@ -198,16 +224,25 @@ class Spool:
             OSError: The disk did not take it.
         """
         loop = asyncio.get_running_loop()
+        done: asyncio.Future[str] = loop.create_future()
         if draft.is_large:
             try:
                 await loop.run_in_executor(self._large, draft.sync_ahead)
             except OSError:
                 draft.discard()
                 raise
+        self._commits.put(self.prepare(draft, suffix, done))
+        return await done
+
+    def prepare(self, draft: Draft, suffix: str, done: asyncio.Future[str] | None = None) -> Commit:
+        """Give a draft its key. Nothing is durable before it is settled."""
         hour = time.strftime("%Y%m%d%H", time.gmtime())
-        commit = _Commit(draft, f"{hour}/{draft.path.name}{suffix}", loop.create_future(), loop)
-        self._commits.put(commit)
-        return await commit.done
+        return Commit(draft, f"{hour}/{draft.path.name}{suffix}", done)
+
+    def settle(self, commit: Commit) -> None:
+        """Make one draft durable, once, in the thread that calls; after an error it is gone, and ``wait`` raises it."""
+        if not commit.settled:
+            self._settle([commit])
 
     def path(self, key: str) -> Path:
         """Where the bytes of a key lie. Bytes are reached only this way."""
@@ -258,15 +293,15 @@ class Spool:
         for batch in self._commits:
             self._settle(batch)
 
-    def _settle(self, batch: list[_Commit]) -> None:
+    def _settle(self, batch: list[Commit]) -> None:
         for commit in batch:
             commit.attempt(_begin)
+        for commit in batch:
+            commit.attempt(self._rename)
         if len(batch) == 1:
             batch[0].attempt(_sync)
         else:
             list(self._syncers.map(lambda commit: commit.attempt(_sync), batch))
-        for commit in batch:
-            commit.attempt(self._rename)
         renamed = [commit for commit in batch if commit.error is None]
         for folder in {self.path(commit.key).parent for commit in renamed}:
             try:
@@ -276,11 +311,14 @@ class Spool:
                     if self.path(commit.key).parent == folder:
                         _unlink(self.path(commit.key))
                         commit.error = error
-        for loop in {commit.loop for commit in batch}:
+        for commit in batch:
+            commit.settle()
+        waiting = [(commit, commit.done, commit.done.get_loop()) for commit in batch if commit.done is not None]
+        for loop in {loop for _, _, loop in waiting}:
             with contextlib.suppress(RuntimeError):  # it is closed: nobody waits, and others still do
-                loop.call_soon_threadsafe(_answer, [commit for commit in batch if commit.loop is loop])
+                loop.call_soon_threadsafe(_answer, [(commit, done) for commit, done, its in waiting if its is loop])
 
-    def _rename(self, commit: _Commit) -> None:
+    def _rename(self, commit: Commit) -> None:
         target = self.path(commit.key)
         # A folder that is there is not yet one that survives a power cut: its sync may have failed.
         if target.parent != self._hour:
@@ -290,6 +328,7 @@ class Spool:
         except FileNotFoundError:  # the folder was empty, and the sweep took it
             self._make(target.parent)
             commit.draft.path.rename(target)
+        commit.draft.path = target
 
     def _make(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -307,14 +346,14 @@ def wipe(root: Path, key: str) -> None:
     (root / key).unlink(missing_ok=True)
 
 
-def _answer(commits: list[_Commit]) -> None:
-    for commit in commits:
-        if commit.done.cancelled():
+def _answer(commits: list[tuple[Commit, asyncio.Future[str]]]) -> None:
+    for commit, done in commits:
+        if done.cancelled():
             continue
         if commit.error is None:
-            commit.done.set_result(commit.key)
+            done.set_result(commit.key)
         else:
-            commit.done.set_exception(commit.error)
+            done.set_exception(commit.error)
 
 
 def _unlink(path: Path) -> None:

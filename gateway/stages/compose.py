@@ -17,7 +17,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -38,11 +38,11 @@ from gateway.core.dataset import Stored
 from gateway.core.directory import FileSet, Member
 from gateway.core.grouping import Rules
 from gateway.core.letter import Letter
-from gateway.core.pseudonym import Identity
 from gateway.core.unsealing import Keyring
 from gateway.errors import GatewayError, RelayError, UsageError
 from gateway.ledger import collections, submissions
 from gateway.ledger.collections import Arrival, Course, Kept, Row
+from gateway.ledger.custody import Caller, Received
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.spool import Draft, Spool
 from gateway.ledger.submissions import Mail
@@ -68,6 +68,9 @@ TITLE: Final = 16
 
 LATE: Final = timedelta(minutes=30)
 
+PATIENCE: Final = 120.0
+"""Seconds that the disk and the ledger have to take a file that a person sends."""
+
 POISON: Final = 3
 """Crashes with the same collection after which it is held."""
 
@@ -82,7 +85,7 @@ GREETING: Final = 10.0
 LOOK_AGAIN: Final = timedelta(minutes=1)
 """Until the next look at a collection whose partner's certificate may be revoked, under ``revocation = "hard"``."""
 
-PATIENCE: Final = timedelta(hours=24)
+LONGEST_UNKNOWN: Final = timedelta(hours=24)
 """How long such a collection waits for a CRL before it is held."""
 
 ASK_AGAIN: Final = 300.0
@@ -92,74 +95,6 @@ OURS: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ESTALE}
 )
 """What the operating system says when this machine has a trouble that no image can bring about."""
-
-
-class Caller(Protocol):
-    """Who opened an association, and whom it meant."""
-
-    @property
-    def calling(self) -> str:
-        """Calling AE title; proves nothing."""
-
-    @property
-    def called(self) -> str:
-        """Called AE title."""
-
-    @property
-    def peer(self) -> str:
-        """Address, without port."""
-
-
-class Received(Protocol):
-    """An instance as the DICOM door has written it down: group 0002 by us, the data set as it came (P10-6)."""
-
-    @property
-    def caller(self) -> Caller:
-        """Who sent it to which title."""
-
-    @property
-    def sop_class(self) -> str:
-        """SOP Class UID."""
-
-    @property
-    def sop_instance(self) -> str:
-        """SOP Instance UID."""
-
-    @property
-    def study(self) -> str:
-        """Study Instance UID."""
-
-    @property
-    def series(self) -> str:
-        """Series Instance UID."""
-
-    @property
-    def transfer_syntax(self) -> str:
-        """Transfer Syntax UID."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-
-    @property
-    def sha256(self) -> str:
-        """Names the file, in hexadecimal."""
-
-    @property
-    def data_set_sha256(self) -> str:
-        """Of the data set, in hexadecimal."""
-
-    @property
-    def data_set(self) -> int:
-        """Offset of the data set in the file."""
-
-    @property
-    def identity(self) -> Identity:
-        """What people search it by."""
-
-    @property
-    def draft(self) -> Draft:
-        """The file, not committed yet."""
 
 
 class Announcing(Protocol):
@@ -274,10 +209,17 @@ class Compose:
         """Begin the file that an instance is written to."""
         return self.spool.draft()
 
-    async def accept(self, received: Received) -> int:
+    def accept(self, received: Received, patience: float) -> int:
         """Take custody of an instance, and return the status that its sender is told. The draft is ours now.
 
+        For a thread, as all that waits for a disk.
+
+        Args:
+            received: The instance.
+            patience: Seconds that the ledger may take.
+
         Raises:
+            TimeoutError: It took longer; it may be ours yet, or not.
             LowDiskError: There is no room; nothing was kept.
             OSError: The disk did not take it; nothing was kept.
             LedgerError: The ledger did not take it; what is on the disk without a row was never ours.
@@ -286,11 +228,11 @@ class Compose:
         if course is None:  # its route went while the association was open
             received.draft.discard()
             return NOT_AUTHORIZED
-        await self.take(received, course, "storescp")
+        self.take(received, course, "storescp", patience)
         return SUCCESS
 
-    async def take(self, received: Received, course: Course, door: str) -> None:
-        """Make an instance durable and join it to its collections.
+    def take(self, received: Received, course: Course, door: str, patience: float) -> None:
+        """Make an instance durable and join it to its collections. The rows are made while the disk works.
 
         Raises: as ``accept``.
         """
@@ -299,12 +241,16 @@ class Compose:
         except BaseException:
             received.draft.discard()
             raise
-        blob = await self.spool.commit(received.draft, ".dcm")
+        file = self.spool.prepare(received.draft, ".dcm")
         caller, now = received.caller, datetime.now(UTC)
         peers = (caller.peer, caller.calling, caller.called)
-        arrival = Arrival(self._instance(received, blob), blob, course, door, *peers, now)
-        if not await self.ledger.write_together(collections.accept, arrival):
-            await asyncio.to_thread(self.spool.remove, blob)  # the same instance once more: one is enough
+        arrival = Arrival(self._instance(received, file.key), file.key, course, door, *peers, now)
+        if received.draft.is_large:
+            self.spool.settle(file)  # first: all who write to the ledger would wait for it
+        pending = self.ledger.offer(collections.accept, arrival, file.wait)
+        self.spool.settle(file)
+        if not pending.result(patience):
+            received.draft.discard()  # the same instance once more: one is enough
 
     async def take_files(self, partner: str, paths: Sequence[Path], who: str) -> list[str | None]:
         """Take custody of files that a person sends to a partner; say for each why it was not taken, None when it was.
@@ -325,7 +271,7 @@ class Compose:
                 draft.discard()
                 reasons.append(error.text if isinstance(error, GatewayError) else f"{error.strerror}")
                 continue
-            await self.take(received, course, "send")
+            await asyncio.to_thread(self.take, received, course, "send", PATIENCE)
             reasons.append(None)
         return reasons
 
@@ -371,7 +317,7 @@ class Compose:
                 protection = await asyncio.to_thread(protect, self.keyring, row.partner, partner, datetime.now(UTC))
             except UnprotectedError as error:  # R21: never in clear, and never with less than was asked for
                 now = datetime.now(UTC)
-                if error.code == Failure.REVOCATION_UNKNOWN and now < row.facts.last_at + PATIENCE:
+                if error.code == Failure.REVOCATION_UNKNOWN and now < row.facts.last_at + LONGEST_UNKNOWN:
                     return now + LOOK_AGAIN
                 await self._hold(row.id, error.code, error.text)
                 return None
@@ -558,34 +504,7 @@ def _rules(route: Route) -> Rules:
     return Rules(route.quiet, route.max_age, route.max_size)
 
 
-@dataclass(frozen=True, slots=True)
-class Sender:
-    """A person who sends files, in the place of a modality."""
-
-    calling: str
-    called: str = BY_HAND
-    peer: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A DICOM file that a person sends, as it was copied: the attributes of ``Received``."""
-
-    caller: Sender
-    sop_class: str
-    sop_instance: str
-    study: str
-    series: str
-    transfer_syntax: str
-    size: int
-    sha256: str
-    data_set_sha256: str
-    data_set: int
-    identity: Identity = field(repr=False)
-    draft: Draft
-
-
-def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> File:
+def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> Received:
     """Copy a file into a draft and find out what it is. Blocking.
 
     Raises:
@@ -613,8 +532,8 @@ def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> File:
     if judged.held:
         raise GatewayError(judged.held)
     uids = (judged.sop_class, judged.sop_instance, judged.study, judged.series, meta.transfer_syntax)
-    sender = Sender(who[:TITLE])
-    return File(sender, *uids, size, whole.hexdigest(), content.hexdigest(), meta.data_set, judged.identity, draft)
+    person = Caller(who[:TITLE], BY_HAND, "")
+    return Received(person, *uids, size, whole.hexdigest(), content.hexdigest(), meta.data_set, judged.identity, draft)
 
 
 class _Writer:

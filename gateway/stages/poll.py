@@ -24,7 +24,7 @@ from gateway.core.mailbox import Filing, Known, Plan, State, Waiting
 from gateway.errors import GatewayError, LowDiskError, MailboxError, RefusedError
 from gateway.ledger import mailboxes
 from gateway.ledger.ledger import Ledger
-from gateway.ledger.mailboxes import Folder, Taken
+from gateway.ledger.mailboxes import Folder, Health, Taken
 from gateway.ledger.spool import Draft
 from gateway.model import Digest, Envelope
 
@@ -62,8 +62,11 @@ class Session(Protocol):
     async def look(self) -> Sequence[Waiting]:
         """List what lies in the folder, flags included."""
 
+    async def guard(self, keyword: str) -> str | None:
+        """Where mails cannot be marked, leave a marker in the mailbox; return that of another gateway."""
+
     async def claim(self, uids: Sequence[str], keyword: str) -> str | None:
-        """Mark mails as being taken by us; return another gateway's mark that is on one of them."""
+        """Mark mails as being taken by us; return an elder gateway's mark that is on one of them."""
 
     async def release(self, uids: Sequence[str], keyword: str) -> None:
         """Take our mark away."""
@@ -113,7 +116,7 @@ class Rules:
     Attributes:
         door: Its section, as ``imap.radiology``.
         address: What routes' ``to`` is matched with.
-        other: ``leave`` or ``move`` for mail that is not for us.
+        other: ``leave`` or ``move`` for mail that is not for us; POP3 can only leave it.
         poll: Seconds between two looks, beside IDLE.
         message: Bytes of the largest mail that is taken.
         header: Bytes of its header.
@@ -177,18 +180,22 @@ class Poll:
         mailbox: The way to it.
         ledger: The tables.
         incoming: RECEIVE.
+        before: How the mailbox was when the last life ended; None: nobody knows.
     """
 
-    def __init__(self, rules: Rules, mailbox: Mailbox, ledger: Ledger, incoming: Incoming) -> None:
+    def __init__(
+        self, rules: Rules, mailbox: Mailbox, ledger: Ledger, incoming: Incoming, before: Health | None = None
+    ) -> None:
         self.rules = rules
         self.counters = Counters()
-        self.state = State.OK
-        self.since = time.time()
-        self.looked_at = 0.0
+        self.state = before.state if before is not None else State.OK
+        self.since = before.since.timestamp() if before is not None else time.time()
+        self.looked_at = before.looked_at.timestamp() if before is not None and before.looked_at is not None else 0.0
         self._mailbox = mailbox
         self._ledger = ledger
         self._incoming = incoming
         self._failures = 0
+        self._guarded = False
         self._download: _Download | None = None
         self._broken: dict[str, int] = {}
 
@@ -205,6 +212,9 @@ class Poll:
                 except Exception as error:  # nobody foresaw it: it is a state too, and the other mailboxes go on
                     log.exception("mailbox-failed", door=self.rules.door)
                     await self._trouble(State.CONFUSED, f"polling failed: {type(error).__name__}")
+                if self.state is State.SHARED:
+                    # Every further look could take a mail that is the other one's. A person stops one of us.
+                    await asyncio.get_running_loop().create_future()
                 pause = mailbox.back_off(self._failures, random.random())  # noqa: S311  no secret: jitter
                 await asyncio.sleep(pause.total_seconds())
         finally:
@@ -216,12 +226,16 @@ class Poll:
         try:
             number = await self._ledger.write(lambda c: mailboxes.number(c, session.folder))
             known = await self._ledger.read(lambda c: mailboxes.known(c, number))
+            if not self._guarded:
+                self._stop_if_shared(await session.guard(self.rules.claim))
+                self._guarded = True
             while True:
                 await self._look(session, number, known)
                 await self._wait(session, number, known)
         finally:
-            # Our own end must not hang on a peer's: the farewell has a deadline of its own.
-            with contextlib.suppress(MailboxError, OSError):
+            # Our own end must not hang on a peer's: the farewell has a deadline of its own, and whatever it raises
+            # must not take the place of what ended this life, least of all of a cancellation.
+            with contextlib.suppress(Exception):
                 await session.close()
 
     async def _look(self, session: Session, number: int, known: dict[str, Known]) -> None:
@@ -230,8 +244,7 @@ class Poll:
         now = datetime.now(UTC)
         await self._ledger.write(lambda c: mailboxes.forget(c, number, {one.uid for one in found}, now - REMEMBERED))
         plan = mailbox.plan(found, known, rules.message, rules.claim)
-        if plan.foreign is not None:
-            raise MailboxError(f"its mail bears the mark {plan.foreign} of another gateway", State.SHARED)
+        self._stop_if_shared(plan.foreign)
         await self._well()
         await self._refuse_big(session, number, known, plan.too_big)
         if plan.again:
@@ -239,6 +252,10 @@ class Poll:
             await session.file([uid for uid in plan.again if known[uid].filing is Filing.FAILED], Filing.FAILED)
         await self._take(session, number, known, plan)
         await self._file(session, number, known)
+
+    def _stop_if_shared(self, other: str | None) -> None:
+        if other is not None:
+            raise MailboxError(f"it bears the mark {other} of another gateway", State.SHARED)
 
     async def _take(self, session: Session, number: int, known: dict[str, Known], plan: Plan) -> None:
         # A mail whose download keeps breaking holds up no other one.
@@ -248,7 +265,7 @@ class Poll:
             other = await session.claim([one.uid for one in batch], self.rules.claim)
             if other is not None:
                 await session.release([one.uid for one in batch], self.rules.claim)
-                raise MailboxError(f"its mail bears the mark {other} of another gateway", State.SHARED)
+                self._stop_if_shared(other)
             taken: list[Taken] = []
             try:
                 for one in batch:
@@ -390,8 +407,9 @@ class Poll:
 
     async def _note(self, state: State, text: str) -> None:
         now = datetime.now(UTC)
-        if state is not self.state:
-            self.state, self.since = state, now.timestamp()
+        if (state is State.OK) != (self.state is State.OK):
+            self.since = now.timestamp()
+        self.state = state
         if state is State.OK:
             self.looked_at = now.timestamp()
         await self._ledger.write(lambda c: mailboxes.note(c, self.rules.door, state, text, now))

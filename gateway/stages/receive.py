@@ -64,8 +64,8 @@ ASK_AGAIN: Final = timedelta(minutes=15)
 PATIENCE: Final = timedelta(hours=24)
 """How long such a message waits for a CRL before it is held."""
 
-MAILBOXES: Final = ("imap.", "pop3.")
-"""How the doors begin at which nobody can be refused."""
+UNPROVEN: Final = "sender-unproven"
+"""The code of a message from a mailbox that bears a partner's From, and nothing that its partner is bound to."""
 
 RULES_DIFFER: Final = "rules-differ"
 """The code of a message whose routes would change its data sets in different ways."""
@@ -217,11 +217,13 @@ def judge(reading: Reading, decision: routing.Decision) -> Verdict:
     """
     if reading.instances and decision.routes:
         return Verdict(held=RULES_DIFFER) if decision.is_contradictory else Verdict(problem=problem(reading))
-    if reading.instances and decision.partner is not None:
-        return Verdict(held="no-route")  # images sent to an address of ours for reports: a person decides
-    if reading.kind == "partial" and (decision.routes or decision.partner is not None):
+    named = decision.partner is not None or decision.unproven is not None
+    if reading.instances and named:
+        # From who cannot show that it is he, or sent to an address of ours for reports: a person decides.
+        return Verdict(held=UNPROVEN if decision.unproven is not None else "no-route")
+    if reading.kind == "partial" and (decision.routes or named):
         return Verdict(held="invalid-fragment")
-    if reading.kind == "dicom" and decision.routes:
+    if reading.kind == "dicom" and (decision.routes or decision.unproven is not None):
         return Verdict(held=problem(reading) or "no-dicom")
     if reading.kind == "report" or not decision.routes or decision.partner is None:
         return Verdict(refused="not-dicom")
@@ -390,7 +392,7 @@ class Receive:
         try:
             return routing.decide(self.book, envelope, fields, self.configuration.gateway.name)
         except RefusedError:
-            if not envelope.door.startswith(MAILBOXES):
+            if not routing.is_from_mailbox(envelope):
                 raise
             return routing.Decision(None, None, ())
 
@@ -446,10 +448,14 @@ class Receive:
         try:
             decision = routing.decide(self.book, envelope, head.fields, self.configuration.gateway.name)
         except RefusedError:
-            if envelope.door.startswith(MAILBOXES) and await self._refuse(row.id):
+            if routing.is_from_mailbox(envelope) and await self._refuse(row.id):
                 return None
             # It was welcome when it came; the configuration has changed since.
             await self._hold(row.id, "no-route", "no route takes it any more")
+            return None
+        if decision.unproven is not None and (head.is_protected or head.fragment is not None):
+            text = f"its From is of {decision.unproven}, who is bound to peers or a user: a mailbox proves neither"
+            await self._hold(row.id, UNPROVEN, text)
             return None
         # What is sealed is so as a whole: nobody can ask its fragments for protection (PRT-11).
         if head.fragment is not None and (decision.routes or decision.partner is not None):

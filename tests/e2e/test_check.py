@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from orthanc import Orthanc
-from peer import answers, free_port, wait_until
+from peer import Start, answers, free_port, wait_until
+from postfix import Postfix
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,3 +147,52 @@ def test_check_offline_calls_nobody(installation: Installation) -> None:
     assert code == 0
     assert "ae.pacs" not in found
     assert found["configuration"]["mark"] == "ok"
+
+
+def with_relay(folder: Path, port: int, more: str = "") -> Installation:
+    """An installation that calls nobody but a relay."""
+    made = Installation(folder)
+    made.write(("pacs", "PACS", 104))
+    text = made.path.read_text("utf-8").partition("[ae.")[0].replace('store = ["pacs"]', 'mail = ["a"]\ncalled = "OUT"')
+    text = text.replace('from = "a"\n', "").replace('peers = ["127.0.0.1"]', 'peers = ["127.0.0.1"]\nsend = "plain"')
+    scp = f'[storescp]\ntitle = "GATEWAY"\nlisten = "127.0.0.1:{free_port()}"\n'
+    relay = f'[relay]\nhost = "127.0.0.1"\nport = {port}\nsender = "dicom@gateway.test"\n{more}\n'
+    made.path.write_text(f"{text}\n{scp}{relay}", "utf-8")
+    return made
+
+
+def asked(made: Installation) -> tuple[int, list[tuple[str, str, str]]]:
+    """What echo says: its exit code, and mark, subject and text of each check."""
+    done = made.type("echo", "--json")
+    return done.returncode, [(one["mark"], one["subject"], one["text"]) for one in json.loads(done.stdout)["checks"]]
+
+
+def test_the_relay_is_asked_as_far_as_mail_could_begin(start: Start, tmp_path: Path) -> None:
+    """EHLO to a real Postfix, and the size it announces beside the one that is configured (SMTP-14)."""
+    postfix = start(Postfix({}, message_size_limit="30000000"))
+    code, [relay, size] = asked(with_relay(tmp_path, postfix.port, 'tls = "none"'))
+    assert (code, relay[:2], size[:2]) == (0, ("ok", "relay"), ("warning", "relay.max_message"))
+    assert "35 MB, and the relay takes 30 MB" in size[2]
+    code, [relay, size] = asked(with_relay(tmp_path, postfix.port, 'tls = "none"\nmax_message = "20 MB"'))
+    assert (code, size[:2]) == (0, ("ok", "relay.max_message"))
+
+
+def test_a_relay_without_what_was_asked_for_is_a_problem(start: Start, tmp_path: Path) -> None:
+    """No STARTTLS, or no AUTH: a person has to change something (SMTP-9)."""
+    postfix = start(Postfix({}))
+    code, [relay] = asked(with_relay(tmp_path, postfix.port))
+    assert (code, relay) == (1, ("problem", "relay", "the relay offers no STARTTLS"))
+    secret = tmp_path / "password"
+    secret.write_text("x", "utf-8")
+    secret.chmod(0o600)
+    login = f'tls = "none"\nuser = "gw"\npassword_file = "{secret}"'
+    code, [relay] = asked(with_relay(tmp_path, postfix.port, login))
+    assert (code, relay) == (1, ("problem", "relay", "the relay offers neither AUTH PLAIN nor LOGIN"))
+
+
+def test_a_relay_that_is_away_gives_no_answer(tmp_path: Path) -> None:
+    """The exit code of a peer that is away, from echo and from check."""
+    made = with_relay(tmp_path, free_port(), 'tls = "none"')
+    code, [relay] = asked(made)
+    assert (code, relay[:2]) == (3, ("no answer", "relay"))
+    assert made.type("check").returncode == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,15 @@ from types import SimpleNamespace
 import pytest
 from fragments import Gateway
 from mailboxes import items, polling, text_mail, until
+from pydantic import SecretStr
 from rows import configuration
 from scripted_imap import Mood, ScriptedImap
+from token_server import TokenServer
 
-from gateway.core import mailbox
+from gateway.core import mailbox, sasl
 from gateway.core.mailbox import State
 from gateway.edges.imap import Deadlines, ImapMailbox, Proof
+from gateway.edges.oauth import Tokens
 from gateway.errors import MailboxError
 from gateway.stages.poll import Poll, Rules
 
@@ -144,3 +148,25 @@ async def test_a_token_that_is_refused_is_a_state(mechanism: str, more: str) -> 
         with pytest.raises(MailboxError) as refused:
             await box(server, token="old").open()
         assert refused.value.state == State.TOKEN_EXPIRED
+
+
+async def test_a_token_that_is_refused_is_got_anew_once(tmp_path: Path) -> None:
+    """The provider took it back before its time: a new one, and the mailbox is well (IMAP-11)."""
+    (tmp_path / "secret").write_text("s&cret")
+    with TokenServer() as provider:
+        oauth = {"token_url": SecretStr(provider.url), "client_id": "client", "scope": "mail"}
+        files = {"client_secret_file": tmp_path / "secret", "refresh_token_file": None}
+        tokens = Tokens(SimpleNamespace(**oauth, **files), tmp_path / "tokens", 2.0)  # type: ignore[arg-type]
+        mood = Mood(capability="IMAP4rev1 SASL-IR AUTH=XOAUTH2", refuse_bearer=sasl.xoauth2("gw", "access-2"))
+
+        async def proof() -> Proof:
+            return Proof(await tokens.get(), bearer=True, forget=tokens.forget)
+
+        async with ScriptedImap({}, mood) as server:
+            session = await ImapMailbox(box(server).settings, proof, Deadlines(1, 1, 1, 0.2)).open()
+            await session.close()
+        assert len(provider.asked) == 2
+        async with ScriptedImap({}, replace(mood, refuse_bearer="none is good")) as server:
+            with pytest.raises(MailboxError) as refused:
+                await ImapMailbox(box(server).settings, proof, Deadlines(1, 1, 1, 0.2)).open()
+        assert (refused.value.state, len(provider.asked)) == (State.TOKEN_EXPIRED, 3)

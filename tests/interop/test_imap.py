@@ -159,15 +159,53 @@ async def test_a_second_gateway_on_the_same_mailbox_stops(gateway: Gateway, dove
     dovecot.append(text_mail(1))
     client = dovecot.client()
     client.select()
-    client.store("1", "+FLAGS", "DicomMail-bbbb")
+    client.store("1", "+FLAGS", CLAIM)
     client.logout()
-    one = poll(gateway, dovecot)
+    one = poll(gateway, dovecot, claim="DicomMail-bbbb")
     async with polling(one):
         await until(lambda: one.state is State.SHARED)
+        client = dovecot.client()
+        client.select()
+        client.store("1", "-FLAGS", CLAIM)
+        client.logout()
+        await asyncio.sleep(1.5)
+    assert one.state is State.SHARED  # it does not begin again by itself
     assert await items(gateway) == []
     assert len(dovecot.mails()) == 1
     [health] = await gateway.ledger.read(mailboxes.health)
     assert (health.door, health.state) == ("imap.a", State.SHARED)
+
+
+@pytest.mark.parametrize("rights", ["", "lrstiekxa"], ids=["keywords", "no keywords"])
+async def test_of_two_gateways_the_elder_one_goes_on(tmp_path: Path, start: Start, rights: str) -> None:
+    """By a keyword on the mail, or by a marker message where a server keeps no keywords (as Exchange)."""
+    dovecot = start(Dovecot(rights=rights))
+    dovecot.make("Processed", "Failed")
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        made.append(Gateway(tmp_path / name, configuration(tmp_path / name)))
+    elder, younger = (poll(each, dovecot, claim=f"DicomMail-{n}") for n, each in enumerate(made))
+    async with polling(elder):
+        await until(lambda: elder.looked_at)
+        async with polling(younger):
+            if not rights:
+                await until(lambda: younger.looked_at)
+            for number in range(60):
+                dovecot.append(text_mail(number))
+                if younger.state is State.SHARED and number > 5:
+                    break
+            await until(lambda: younger.state is State.SHARED)
+            await until(lambda: dovecot.mails() == [])
+    assert elder.state is State.OK
+    markers = [each for each in dovecot.mails("Failed") if b"Subject: DicomMail-0 takes mail" in each]
+    assert (len(dovecot.mails("Failed")), len(markers)) == ((1, 1) if rights else (0, 0))
+    if rights:
+        assert younger.counters.taken == 0
+    both = sorted({*await items(made[0]), *await items(made[1])})
+    assert len(both) == len(dovecot.mails("Processed"))
+    for each in made:
+        each.close()
 
 
 async def test_each_trouble_is_a_state_of_its_own(dovecot: Dovecot) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from gateway.config import Listen, StorageSCP
 from gateway.core import commitment
-from gateway.edges.storescp import Caller, Deadlines, Received, StorageScpDoor
+from gateway.edges.storescp import Deadlines, StorageScpDoor
 from gateway.errors import LowDiskError
+from gateway.ledger.custody import Caller, Received
 from gateway.ledger.spool import Draft, Spool
 
 
@@ -28,6 +30,7 @@ class Taker:
         self.reports: list[commitment.Report] = []
         self.known = True
         self.before: Callable[[Received], int | None] = lambda _: None
+        self.slow = threading.Event()
         self.drafts: list[Draft] = []
 
     def titles(self) -> Collection[str]:
@@ -49,14 +52,19 @@ class Taker:
         self.drafts.append(self.spool.draft())
         return self.drafts[-1]
 
-    async def accept(self, received: Received) -> int:
+    def accept(self, received: Received, patience: float) -> int:
         """Keep it, unless the test says otherwise."""
-        status = await asyncio.to_thread(self.before, received)
+        if self.slow.is_set():
+            time.sleep(patience)
+            raise TimeoutError
+        status = self.before(received)
         if status is not None:
             received.draft.discard()
             return status
-        key = await self.spool.commit(received.draft, ".dcm")
-        self.received.append((received, self.spool.path(key)))
+        file = self.spool.prepare(received.draft, ".dcm")
+        self.spool.settle(file)
+        file.wait()
+        self.received.append((received, self.spool.path(file.key)))
         return 0
 
     async def report(self, report: commitment.Report) -> bool:

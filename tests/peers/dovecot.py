@@ -73,13 +73,15 @@ class Dovecot(Peer):
         separator: Between the levels of folder names.
         prefix: What personal folders begin with, as on Courier and Cyrus.
         capability: What it says it can; None: everything.
+        rights: What the account may do (RFC 4314); without ``w`` no keyword can be set. Empty: everything.
     """
 
-    def __init__(self, separator: str = "/", prefix: str = "", capability: str | None = None) -> None:
+    def __init__(self, separator: str = "/", prefix: str = "", capability: str | None = None, rights: str = "") -> None:
         super().__init__()
         self.tls_port, self.pop3_port = free_port(), free_port()
         self.ca = self.folder / "cert.pem"
         self._separator, self._prefix = separator, prefix
+        self._rights = rights
         self._capability = f"imap_capability = {capability}" if capability else ""
 
     def command(self) -> Sequence[str]:
@@ -100,6 +102,9 @@ class Dovecot(Peer):
             (self.folder / "users").write_text(f"{USER}:{{PLAIN}}{PASSWORD}\n", encoding="utf-8")
             (self.folder / "mail").mkdir()
             os.chown(self.folder / "mail", uid, gid)
+            if self._rights:
+                self._capability += f"\nmail_plugins = acl\nplugin {{\n  acl = vfile:{self.folder}/acls\n}}\n"
+                (self.folder / "acls").write_text(f"* owner {self._rights}\n")
         (self.folder / "dovecot.conf").write_text(
             CONFIGURATION.format(
                 folder=self.folder,
@@ -143,7 +148,8 @@ class Dovecot(Peer):
         """Put mails into a folder."""
         client = self.client()
         for one in mails:
-            assert client.append(folder, None, None, one)[0] == "OK"
+            kind, text = client.append(folder, None, None, one)
+            assert kind == "OK", text
         client.logout()
 
     def mails(self, folder: str = "INBOX") -> list[bytes]:
@@ -158,6 +164,13 @@ class Dovecot(Peer):
                 found.append(data[1])
         client.logout()
         return found
+
+    def count(self, folder: str = "INBOX") -> int:
+        """How many mails a folder has."""
+        client = self.client()
+        _, [count] = client.select(folder, readonly=True)
+        client.logout()
+        return int(count or b"0")
 
     def flags(self, folder: str = "INBOX") -> str:
         """The flags of all mails of a folder, as the server writes them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib.util
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from gateway.core import part10
 from gateway.core.pseudonym import Identity
 from gateway.errors import RelayError
 from gateway.ledger import inventory, tickets
+from gateway.ledger.custody import Caller, Received
 from gateway.ledger.ledger import Ledger, connect
-from gateway.ledger.spool import Draft, Spool
+from gateway.ledger.spool import Spool
 from gateway.ledger.tables import ticket
 from gateway.model import Mail, Reply, Submission
 from gateway.stages.compose import Compose
@@ -109,31 +111,8 @@ def _files() -> ModuleType:
 files = _files()
 
 
-@dataclass(frozen=True)
-class Caller:
-    """Who sends."""
-
-    calling: str = "CT1"
-    called: str = "ONE"
-    peer: str = "192.0.2.7"
-
-
-@dataclass(frozen=True)
-class Image:
-    """An instance as the DICOM door hands it in."""
-
-    caller: Caller
-    sop_class: str
-    sop_instance: str
-    study: str
-    series: str
-    transfer_syntax: str
-    size: int
-    sha256: str
-    data_set_sha256: str
-    data_set: int
-    draft: Draft
-    identity: Identity = field(default_factory=Identity)
+CALLER = Caller("CT1", "ONE", "192.0.2.7")
+"""Who sends."""
 
 
 @dataclass
@@ -203,7 +182,7 @@ class Outbound:
 
     def image(
         self, number: int, *, study: str = "1.2.9", size: int = 100, content: str = "", caller: Caller | None = None
-    ) -> Image:
+    ) -> Received:
         """An instance in a draft; its pixels follow from its number unless told."""
         uid = f"1.2.3.{number}"
         pixels = (content or uid).encode().ljust(size, b".")
@@ -225,13 +204,17 @@ class Outbound:
         digest, file = hashlib.sha256(data).hexdigest(), hashlib.sha256(head + data).hexdigest()
         assert part10.read_meta(head + data).data_set == len(head)
         uids = (files.CT, uid, study, f"{study}.1", files.EXPLICIT)
-        return Image(caller or Caller(), *uids, len(head + data), file, digest, len(head), draft)
+        return Received(caller or CALLER, *uids, len(head + data), file, digest, len(head), Identity(), draft)
+
+    async def accept(self, one: Received) -> int:
+        """Hand one in, as the thread of an association does; return what it is answered."""
+        return await asyncio.to_thread(self.compose.accept, one, 60.0)
 
     async def send(self, *numbers: int, called: str = "ONE", **changes: Any) -> None:
         """Hand images in, and see them acknowledged."""
         for number in numbers:
-            one = self.image(number, caller=replace(Caller(), called=called), **changes)
-            assert await self.compose.accept(one) == 0
+            one = self.image(number, caller=replace(CALLER, called=called), **changes)
+            assert await self.accept(one) == 0
 
     async def work(self, rounds: int = 5) -> None:
         """Serve every ticket that is due, as the carrier would."""

@@ -340,10 +340,12 @@ def test_a_rejection_is_a_problem_with_its_remedy(configure: Load, reject: tuple
 
 
 def test_all_are_asked_at_once_and_answer_in_order(configure: Load) -> None:
-    """Or one by its name; what is not built yet is named and not called."""
-    relay = '[relay]\nhost = "127.0.0.1"\nsender = "a@b.test"'
+    """Or one by its name; the relay with all, which is away."""
+    relay = f'[relay]\nhost = "127.0.0.1"\nport = {free_port()}\nsender = "a@b.test"'
     configuration = configure(pacs(free_port(), "b"), pacs(free_port(), "a"), relay)
     assert [check.subject for check in checks.echo(configuration)] == ["ae.b", "ae.a", "relay"]
+    assert [check.mark for check in checks.echo(configuration)] == [Mark.NO_ANSWER] * 3
+    assert checks.exit_code(check.mark for check in checks.echo(configuration)) == 3
     assert [check.subject for check in checks.echo(configuration, "a")] == ["ae.a"]
     document = checks.document(checks.echo(configuration, "a"))
     assert document["checks"][0].keys() == {"mark", "subject", "text", "do"}

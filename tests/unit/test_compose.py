@@ -6,17 +6,19 @@ import email
 import email.policy
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from email.message import EmailMessage
 from pathlib import Path
 from typing import cast
 
 import pytest
-from outbound import CONFIGURATION, Caller, Outbound, Postman
+from outbound import CALLER, CONFIGURATION, Outbound, Postman
 from postgresql import PostgreSQL
 from rows import NOW, configuration
 
 from gateway.errors import LowDiskError, RelayError, UsageError
 from gateway.ledger import submissions, verbs
+from gateway.ledger.spool import Draft
 from gateway.model import Reply
 from gateway.stages import compose
 
@@ -69,7 +71,7 @@ async def test_a_study_goes_as_one_mail_and_is_delivered(out: Outbound) -> None:
 async def test_what_is_mailed_is_what_came(out: Outbound) -> None:
     """Byte for byte (R8)."""
     one = out.image(1, size=5000)
-    assert await out.compose.accept(one) == 0
+    assert await out.accept(one) == 0
     await out.work()
     [file] = images(out.postman.mails[0][1])
     assert hashlib.sha256(file).hexdigest() == one.sha256
@@ -298,10 +300,10 @@ async def test_a_crash_while_a_mail_is_on_the_wire_makes_a_doubt(out: Outbound) 
 async def test_who_has_no_route_is_told_so(out: Outbound) -> None:
     """Clearly, and nothing is kept."""
     assert out.compose.titles() == {"ONE", "TWO", "SEALED", "SMALL", "SLOW"}
-    assert out.compose.welcomes(Caller(called="TWO"))
-    assert not out.compose.welcomes(Caller("MR1", "TWO"))
-    one = out.image(1, caller=Caller(called="GATEWAY"))
-    assert await out.compose.accept(one) == 0x0124
+    assert out.compose.welcomes(replace(CALLER, called="TWO"))
+    assert not out.compose.welcomes(replace(CALLER, calling="MR1", called="TWO"))
+    one = out.image(1, caller=replace(CALLER, called="GATEWAY"))
+    assert await out.accept(one) == 0x0124
     assert not one.draft.path.exists()
     assert await out.items() == []
 
@@ -311,8 +313,26 @@ async def test_a_full_disk_takes_nothing(out: Outbound, monkeypatch: pytest.Monk
     monkeypatch.setattr(out.spool, "free", lambda: 1)
     one = out.image(1)
     with pytest.raises(LowDiskError):
-        await out.compose.accept(one)
+        await out.accept(one)
     assert not one.draft.path.exists()
+
+
+async def test_a_disk_that_does_not_take_a_file_leaves_no_row(out: Outbound, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows were made already; they are not committed (R1, R20)."""
+
+    def fail(_: Draft) -> None:
+        raise OSError(5, "Input/output error")
+
+    for size in (100, 9 << 20):
+        one = out.image(1, size=size)
+        with monkeypatch.context() as patch:
+            patch.setattr(Draft, "sync", fail)
+            with pytest.raises(OSError, match="Input/output error"):
+                await out.accept(one)
+        assert not one.draft.path.exists()
+    assert await out.items() == []
+    await out.send(1)
+    assert len(await out.items()) == 1
 
 
 async def test_a_partner_that_is_gone_holds_its_images(out: Outbound, tmp_path: Path) -> None:

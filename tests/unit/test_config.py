@@ -432,6 +432,8 @@ def test_clean_configuration_needs_no_advice_but_for_the_disk(tmp_path: Path) ->
         ('[console]\nlisten = "0.0.0.0:8080"\nbehind_proxy = true', "console.behind_proxy"),
         ('[pop3.x]\nhost = "mail"\nuser = "u"\npassword_file = "gateway.toml"\ntls = "none"', "pop3.x.tls"),
         ('[imap.x]\nhost = "mail"\nuser = "u"\npassword_file = "gateway.toml"\ntls = "none"', "imap.x.tls"),
+        ('[pop3.x]\nhost = "mail"\nuser = "u"\npassword_file = "gateway.toml"\nother = "move"', "pop3.x.other"),
+        (INBOUND + '[imap.x]\nhost = "mail"\nuser = "u"\npassword_file = "gateway.toml"', "partner.clinic-a"),
     ],
 )
 def test_what_stands_open_is_named(tmp_path: Path, text: str, key: str) -> None:
@@ -645,6 +647,18 @@ def test_reload_takes_over_routes_and_names_the_rest(tmp_path: Path) -> None:
         "smtp.listen",
         "console",
     )
+
+
+def test_reload_takes_over_the_dicom_door(tmp_path: Path) -> None:
+    """All of it but where it listens; and only that is named."""
+    door = '[storescp]\ntitle = "A"\nlisten = "127.0.0.1:11112"\n'
+    old = load(tmp_path, GATEWAY + INBOUND + door)
+    more = (
+        'callers = ["B"]\naddresses = ["10.0.0.0/8"]\nassociations = 3\nmax_pdu = 32768\nunknown_classes = "refuse"\n'
+    )
+    assert config.restart_needed(old, load(tmp_path, GATEWAY + INBOUND + door + more)) == ()
+    moved = load(tmp_path, GATEWAY + INBOUND + (door + more).replace("11112", "11113"))
+    assert config.restart_needed(old, moved) == ("storescp.listen",)
 
 
 def test_reload_takes_over_certificates(tmp_path: Path) -> None:

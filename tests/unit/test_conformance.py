@@ -12,7 +12,7 @@ from gateway import config
 from gateway.config.sections import SECTIONS, keys
 from gateway.conformance import Form, statement, write
 from gateway.core import commitment, negotiation, records, status
-from gateway.edges import storescp
+from gateway.edges.storescp import answers
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = write(None)
@@ -66,9 +66,9 @@ def test_every_action_of_the_status_table_has_words() -> None:
 
 def test_what_the_door_answers_is_stated() -> None:
     """CS-7, CS-9: statuses, rejections and the reasons of commitment."""
-    for code in storescp.STATUSES:
+    for code in answers.STATUSES:
         assert f"| 0x{code:04X} |" in PRODUCT
-    assert len(rows(PRODUCT, "7.2 Association acceptance")) == len(storescp.REJECTIONS)
+    assert len(rows(PRODUCT, "7.2 Association acceptance")) == len(answers.REJECTIONS)
     assert len(rows(PRODUCT, "5.3 Storage commitment")) == len(commitment.REASONS)
 
 

@@ -18,7 +18,9 @@ from gateway import cli, config, metrics
 from gateway.core import codes, findings, status
 from gateway.edges import storescp
 from gateway.edges.smtp import Counters
+from gateway.edges.storescp import answers
 from gateway.ledger.inventory import Census
+from gateway.stages import compose
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -99,6 +101,22 @@ def test_every_answer_of_a_pacs_is_described() -> None:
     assert status.NO_ANSWER.code in described(ERRORS, "Items")
 
 
+def test_every_answer_to_a_sender_is_described() -> None:
+    """Statuses and rejections of the DICOM door, in the words of its tables."""
+    statuses = {f"0x{status:04X}": f"{one.meaning} {one.action}" for status, one in answers.STATUSES.items()}
+    assert described(ERRORS, "Answers to a sender") == statuses
+    rejections = {one.reason: f"{one.meaning} {one.action}" for one in answers.REJECTIONS.values()}
+    assert described(ERRORS, "Rejected associations") == rejections
+
+
+def test_the_door_answers_nothing_that_no_table_names() -> None:
+    """Every status and every rejection that has a name has a row."""
+    names = {name: value for name, value in vars(answers).items() if name.isupper() and not name.startswith("_")}
+    assert {value for value in names.values() if isinstance(value, int)} == set(answers.STATUSES)
+    assert {value for value in names.values() if isinstance(value, tuple)} == set(answers.REJECTIONS)
+    assert {*answers.BY_CODE.values(), compose.NOT_AUTHORIZED} <= set(answers.STATUSES)
+
+
 def constants(*folders: str) -> Iterator[tuple[str, str]]:
     """Every constant in the code that becomes the code of an item, or the kind of a notice."""
     for path in sorted(path for folder in folders for path in (ROOT / "gateway" / folder).rglob("*.py")):
@@ -142,10 +160,26 @@ def test_every_metric_is_described_in_its_own_words() -> None:
     for metric in every.collect():
         total = "_total" if metric.type == "counter" else ""
         exist[f"{metric.name.removeprefix('dicom_mail_')}{total}"] = metric.documentation
-    table = MONITORING.partition("## Metrics")[2].partition("\n## ")[0]
+    table = MONITORING.partition("## Metrics")[2].partition("\n##")[0]
     said = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
     assert set(said) == set(exist)
     assert [name for name, text in said.items() if not exist[name].startswith(text.rstrip("."))] == []
+
+
+def test_every_label_of_a_metric_is_described() -> None:
+    """By its name, with the metrics that carry it; and none that is not there."""
+    readings = metrics.Readings()
+    every = metrics.registry(readings, Counters, storescp.Counters)
+    readings.census = Census(*({} for _ in fields(Census)))
+    exist: dict[str, set[str]] = {}
+    for metric in every.collect():
+        total = "_total" if metric.type == "counter" else ""
+        for label in getattr(metric, "_labelnames", ()):
+            exist.setdefault(label, set()).add(f"{metric.name.removeprefix('dicom_mail_')}{total}")
+    table = MONITORING.partition("### Labels")[2].partition("\n## ")[0]
+    said = re.findall(r"^\| `(\w+)` \| (.+?) \| .* \|$", table, re.MULTILINE)
+    assert {label: set(re.findall(r"`(\w+)`", names)) for label, names in said} == exist
+    assert {"destination", "class"} <= set(exist)
 
 
 def test_the_locks_name_no_place_to_install_from() -> None:

@@ -385,3 +385,66 @@ async def test_a_reader_sees_one_moment(tmp_path: Path) -> None:
     before, after = await ledger.read(twice)
     assert before == after == set()
     ledger.close()
+
+
+def together(connection: Connection, items: list[str]) -> list[str]:
+    return [note(item)(connection) for item in items]
+
+
+async def test_a_change_is_committed_when_its_bytes_are_ready(ledger: Ledger) -> None:
+    """Its rows are made while the disk works, and nobody sees them before (R1, R20)."""
+    asked, ready = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        asked.set()
+        assert ready.wait(10)
+
+    done = ledger.offer(together, "a", wait)
+    assert await asyncio.to_thread(asked.wait, 10)
+    assert not done.done()
+    assert await ledger.read(names) == set()
+    ready.set()
+    assert await asyncio.to_thread(done.result, 10) == "a"
+    assert await ledger.read(names) == {"a"}
+
+
+async def test_a_change_whose_bytes_are_lost_fails_alone(ledger: Ledger) -> None:
+    """The disk's error reaches the one who offered it; its neighbours in the transaction are kept (R1)."""
+    first = threading.Event()
+
+    def fail() -> None:
+        raise OSError(5, "Input/output error")
+
+    hold = ledger.offer(together, "first", lambda: assert_set(first))
+    offers = [ledger.offer(together, "a", lambda: None), ledger.offer(together, "b", fail)]
+    written = asyncio.create_task(ledger.write(note("c")))
+    await asyncio.sleep(0)
+    first.set()
+    assert await asyncio.to_thread(hold.result, 10) == "first"
+    assert await asyncio.to_thread(offers[0].result, 10) == "a"
+    with pytest.raises(OSError, match="Input/output error"):
+        await asyncio.to_thread(offers[1].result, 10)
+    assert await written == "c"
+    assert await ledger.read(names) == {"first", "a", "c"}
+
+
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(10)
+
+
+async def test_an_offer_that_puts_a_ticket_wakes_the_loop(ledger: Ledger) -> None:
+    """Also when a thread made it; and a ledger that is closed takes none."""
+    woken = asyncio.Event()
+    ledger.on_commit = woken.set
+    await ledger.write(note("the loop is known"))
+
+    def put(connection: Connection, items: list[str]) -> list[str]:
+        connection.info["ticket"] = True
+        return items
+
+    ledger.offer(put, "a", lambda: None).result(10)
+    async with asyncio.timeout(10):
+        await woken.wait()
+    ledger.close()
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.offer(put, "a", lambda: None)

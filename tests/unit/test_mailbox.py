@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -38,12 +38,30 @@ def test_a_look_sorts_mails_into_new_known_and_too_big() -> None:
     assert plan == Plan((found[0], found[4]), (found[2],), ("2",), None)
 
 
+def test_a_uidl_alone_is_no_reason_to_delete_again() -> None:
+    """Without a date a name may be another mail's by now: it is fetched once more, and its content tells (R2)."""
+    found = [Waiting("1", 10), Waiting("2", 10), Waiting("3", 99)]
+    known = {
+        "1": Known(10, "", Filing.FILED),
+        "2": Known(10, "", Filing.LEFT),
+        "3": Known(99, "", Filing.FAILED),
+    }
+    assert mailbox.plan(found, known, 50, OURS) == Plan((found[0],), (), ("3",))
+
+
 @pytest.mark.parametrize(
     ("keywords", "other"),
-    [({"\\Seen", OURS}, None), ({OURS.upper()}, None), ({"dicommail-2"}, "dicommail-2"), (set(), None)],
+    [
+        ({"\\Seen", OURS}, None),
+        ({OURS.upper()}, None),
+        ({"dicommail-0000"}, "dicommail-0000"),
+        ({"DicomMail-0000", OURS}, "DicomMail-0000"),
+        ({"DicomMail-2", OURS}, None),
+        (set(), None),
+    ],
 )
-def test_the_mark_of_another_gateway_is_told_from_ours(keywords: set[str], other: str | None) -> None:
-    """Whatever a server makes of its case."""
+def test_the_mark_of_an_elder_gateway_is_told_from_ours(keywords: set[str], other: str | None) -> None:
+    """Whatever a server makes of its case; of two, the younger one stops."""
     marked = [Waiting("1", 1, "", frozenset(keywords)), Waiting("2", 1)]
     assert mailbox.plan(marked, {}, 9, OURS).foreign == other
 
@@ -58,12 +76,15 @@ def test_the_mark_of_another_gateway_is_told_from_ours(keywords: set[str], other
         (Stage.RECEIVE, Outcome.REFUSED, "not-dicom", False, "move", Filing.FILED),
         (Stage.RECEIVE, Outcome.REFUSED, "dropped", False, "leave", Filing.FILED),
         (Stage.RECEIVE, Outcome.DELIVERED, "report", False, "leave", Filing.LEFT),
-        (Stage.RECEIVE, Outcome.HELD, "no-dicom", False, "leave", Filing.FILED),
+        (Stage.RECEIVE, Outcome.HELD, "no-dicom", False, "leave", Filing.LEFT),
+        (Stage.RECEIVE, Outcome.HELD, "not-dicom", False, "leave", Filing.FILED),
+        (Stage.STORE, None, None, False, "leave", Filing.LEFT),
+        (Stage.STORE, None, None, False, "move", Filing.FILED),
         (Stage.STORE, Outcome.WAITING, None, False, "leave", Filing.FILED),
     ],
 )
 def test_a_mail_is_filed_by_what_its_item_has_come_to(
-    stage: Stage, outcome: Outcome, code: str | None, fragment: bool, other: str, expected: Filing | None
+    stage: Stage, outcome: Outcome | None, code: str | None, fragment: bool, other: str, expected: Filing | None
 ) -> None:
     """What is not for us stays unless moving was asked for; what is not known yet waits."""
     assert mailbox.filing(stage, outcome, code, fragment=fragment, other=other) is expected
@@ -173,6 +194,24 @@ def test_folder_names_are_written_in_modified_utf7(name: str, encoded: str) -> N
 def test_strings_are_quoted() -> None:
     """Backslash and quote."""
     assert mailbox.quoted('a"b\\c') == '"a\\"b\\\\c"'
+
+
+def test_claims_sort_by_age_and_keep_the_name() -> None:
+    """A gateway that begins anew is younger, and still itself."""
+    old, new = (mailbox.new_claim(moment, "ab12") for moment in (datetime(2026, 1, 1, tzinfo=UTC), datetime.now(UTC)))
+    assert old < new
+    assert mailbox.name_in(old) == mailbox.name_in(new.upper()) == "ab12"
+    assert mailbox.elder_claim({old}, new) is None
+    assert mailbox.elder_claim({old}, mailbox.new_claim(datetime.now(UTC), "cd34")) == old
+
+
+def test_a_marker_message_is_found_by_its_subject() -> None:
+    """It is a message that people can read, too."""
+    text = mailbox.write_marker(OURS, "gw@hospital.example")
+    assert mailbox.marker_in(b"1 FETCH (UID 5 BODY[HEADER.FIELDS (SUBJECT)] {9} " + text.encode()) == OURS
+    assert mailbox.marker_in(b"1 FETCH (UID 5 BODY[HEADER.FIELDS (SUBJECT)] {9} Subject: x") is None
+    assert all(len(line) < 998 for line in text.split("\r\n"))
+    assert text.isascii()
 
 
 def test_mechanisms_are_written_as_their_documents_say() -> None:

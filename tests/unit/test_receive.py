@@ -453,3 +453,45 @@ async def test_a_mail_whose_routes_differ_waits_for_a_person(tmp_path: Path) -> 
     ]
     made.ledger.close()
     made.spool.close()
+
+
+# A partner that is bound to peers, and a mailbox
+
+
+BOUND = CONFIGURATION.replace('accept = "any"', 'accept = "any"\npeers = ["192.0.2.0/24"]')
+PROTECTED = b'Content-Type: application/pkcs7-mime; smime-type=enveloped-data; name="smime.p7m"\r\n'
+FRAGMENT = b'Content-Type: message/partial; id="x"; number=1; total=2\r\n'
+
+
+@pytest.mark.parametrize(
+    ("head", "reading", "state"),
+    [
+        (b"", Reading("dicom", (instance(1),)), ("held", "sender-unproven")),
+        (b"", Reading("dicom", ()), ("held", "no-dicom")),
+        (b"", Reading("partial", ()), ("held", "invalid-fragment")),
+        (b"", Reading("other", ()), ("refused", "not-dicom")),
+        (b"", Reading("report", ()), ("refused", "not-dicom")),
+        (PROTECTED, ValueError(), ("held", "sender-unproven")),
+        (FRAGMENT, ValueError(), ("held", "sender-unproven")),
+    ],
+)
+async def test_what_a_mailbox_cannot_prove_is_held_and_told(
+    stage: Stage, head: bytes, reading: Reading | Exception, state: tuple[str, str]
+) -> None:
+    """Images and what may hide some wait for a person; the partner's private mail stays where it was (R9)."""
+    stage.receive.reload(configuration(stage.folder, BOUND))
+    stage.reader.answer = reading
+    draft = stage.receive.draft()
+    draft.write(FROM_A + head + b"\r\nbody")
+    digest = Digest(draft.size, "a" * 64, "b" * 64, FROM_A + head)
+    envelope = replace(ENVELOPE, door="imap.a", sender="", user=None)  # the mail server lies in the partner's network
+    key = await stage.receive.accept(envelope, draft, digest)
+    await stage.receive.look(key)
+    assert await stage.state(key) == state
+    assert (("held", key) in await stage.ledger.read(alarms)) == (state[0] == "held")
+    # Once its section asks for no peer, the checks are made again, and it takes its route.
+    if state[1] == "sender-unproven" and not head:
+        stage.receive.reload(configuration(stage.folder))
+        await stage.ledger.write(lambda c: verbs.release(c, key, NOW, "root"))
+        await stage.receive.look(key)
+        assert await stage.state(key) == ("waiting", None)

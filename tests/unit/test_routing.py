@@ -230,3 +230,21 @@ def test_routes_that_change_data_sets_differently_contradict_each_other() -> Non
     assert not Decision(None, None, ()).is_contradictory
     assert not Decision(None, None, (one, route("c"))).is_contradictory
     assert Decision(None, None, (one, other)).is_contradictory
+
+
+@pytest.mark.parametrize("peer", ["192.0.2.9", "198.51.100.7"])
+def test_a_mailbox_proves_no_peer(peer: str) -> None:
+    """The peer there is our own mail server, even where it lies in the partner's network; by SMTP it is refused."""
+    head, routes = header("dicom@bound.example"), book(route("1"), route("2", sender="*"))
+    decision = decide(routes, envelope(door="imap.a", peer=peer), head, GATEWAY)
+    assert (decision.partner, decision.routes, decision.unproven) == (None, (), "bound")
+    assert decide(routes, envelope(door="imap.a"), FROM_A, GATEWAY).unproven is None
+
+
+def test_one_account_may_take_images_and_reports() -> None:
+    """A mailbox with the relay's sender as its address: images take their route, a bounce is for ourselves."""
+    routes = book(route("1"))
+    ours = envelope("dicom@gw.example", door="imap.a")
+    assert names(decide(routes, ours, FROM_A, GATEWAY)) == ["1"]
+    assert decide(routes, ours, FROM_X, GATEWAY) == Decision("x@else.example", None, ())
+    assert names(decide(routes, replace(ours, door="smtp"), FROM_A, GATEWAY)) == []

@@ -42,8 +42,9 @@ from scripted_scu import (
 
 from gateway import model
 from gateway.config import Listen, StorageSCP
-from gateway.edges.storescp import Deadlines, Limits, Received, StorageScpDoor
+from gateway.edges.storescp import Deadlines, Limits, StorageScpDoor
 from gateway.errors import GatewayError, LedgerError
+from gateway.ledger.custody import Received
 
 CONTEXTS = (Context(1, VERIFICATION, (IMPLICIT,)), Context(3, CT), Context(5, COMMITMENT, (IMPLICIT,)))
 ABORTED = 7
@@ -652,22 +653,16 @@ def test_who_drips_is_aborted(tmp_path: Path, image: Fresh) -> None:
 def test_custody_that_takes_too_long_is_neither_yes_nor_no(tmp_path: Path, image: Fresh) -> None:
     """R20: an abort, for nothing else would be true."""
     with dicom_door(tmp_path, deadlines=QUICK) as door:
-        waiting = threading.Event()
-
-        def wait(_: Received) -> None:
-            waiting.wait(10)
-
-        door.taker.before = wait
+        door.taker.slow.set()
         with Scu(door.port) as scu:
             scu.associate(*CONTEXTS)
             scu.say(message(image))
             assert scu.hear()[0] == ABORTED
-        waiting.set()
 
 
 def test_silent_strangers_make_way(door: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who holds connections without asking for anything keeps nobody out."""
-    monkeypatch.setattr("gateway.edges.storescp.STRANGERS", 3)
+    monkeypatch.setattr("gateway.edges.storescp.door.STRANGERS", 3)
     strangers = [Scu(door.port) for _ in range(6)]
     try:
         with Scu(door.port) as scu:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from base64 import b64decode
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from door import certificate, server_tls
+from pydantic import SecretStr
 from scripted_relay import GOOD, ScriptedRelay
+from token_server import TokenServer
 
+from gateway.edges.oauth import Tokens
 from gateway.edges.submission import Deadlines, Relay, reply, xtext
 from gateway.errors import RelayError
 from gateway.model import Mail, Reply, Span
@@ -329,3 +334,94 @@ def test_deadlines_are_at_least_those_of_the_standard() -> None:
     """SMTP-12: RFC 5321 §4.5.3.2."""
     ours = Deadlines()
     assert (ours.greeting, ours.command, ours.data, ours.block, ours.final) >= (300, 300, 120, 180, 600)
+
+
+# Tokens in place of a password
+
+
+XOAUTH2 = GOOD["EHLO"].replace("AUTH PLAIN LOGIN", "AUTH LOGIN XOAUTH2")
+OAUTHBEARER = GOOD["EHLO"].replace("AUTH PLAIN LOGIN", "AUTH XOAUTH2 OAUTHBEARER")
+CHALLENGE = "334 eyJzdGF0dXMiOiI0MDEifQ=="
+
+
+def by_token(peer: ScriptedRelay, server: TokenServer, folder: Path) -> Relay:
+    """Our side, with tokens of a real endpoint."""
+    (folder / "secret").write_text(server.secret)
+    section = SimpleNamespace(
+        token_url=SecretStr(server.url),
+        client_id="client",
+        client_secret_file=folder / "secret",
+        scope="https://mail.example/.default",
+        refresh_token_file=None,
+    )
+    tokens = Tokens(section, folder / "tokens", 2.0)  # type: ignore[arg-type]
+    return Relay(Settings(peer.port, user="gw@hospital.test"), "gw.hospital.test", PATIENT, tokens)
+
+
+def logins(peer: ScriptedRelay) -> list[str]:
+    """The tokens that were shown, decoded."""
+    shown = [line.split(" ")[2] for line in peer.commands if line.startswith("AUTH ")]
+    return [b64decode(one).decode() for one in shown]
+
+
+@pytest.fixture
+def server() -> Iterator[TokenServer]:
+    """A provider of tokens."""
+    with TokenServer() as made:
+        yield made
+
+
+@pytest.mark.parametrize("ehlo", [XOAUTH2, OAUTHBEARER])
+async def test_a_relay_is_logged_in_to_by_token(mail: Mail, tmp_path: Path, server: TokenServer, ehlo: str) -> None:
+    """IMAP-11: by either mechanism, with one token for many mails."""
+    async with ScriptedRelay({"EHLO": ehlo}).serving() as peer:
+        us = by_token(peer, server, tmp_path)
+        for _ in range(2):
+            assert all(answer.good for _, answer in (await us.submit(mail)).replies)
+    first = "n,a=gw@hospital.test,\1" if ehlo == OAUTHBEARER else "user=gw@hospital.test\1"
+    assert len(server.asked) == 1
+    assert [one.startswith(first) and "auth=Bearer access-1\1\1" in one for one in logins(peer)] == [True, True]
+
+
+@pytest.mark.parametrize(("ehlo", "answer"), [(XOAUTH2, ""), (OAUTHBEARER, "AQ==")])
+async def test_a_token_that_the_relay_refuses_is_got_anew_once(
+    mail: Mail, tmp_path: Path, server: TokenServer, ehlo: str, answer: str
+) -> None:
+    """RFC 7628 §3.2.3: the challenge is answered, a new token is shown, and the mail goes."""
+    script = {"EHLO": ehlo, "AUTH": [CHALLENGE, "535 5.7.8 expired", "235 2.7.0 welcome"]}
+    async with ScriptedRelay(script).serving() as peer:
+        result = await by_token(peer, server, tmp_path).submit(mail)
+    assert [one.split("Bearer ")[1] for one in logins(peer)] == ["access-1\1\1", "access-2\1\1"]
+    assert peer.commands[2] == answer
+    assert len(result.replies) == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "lasting"),
+    [
+        ({"AUTH": "535 5.7.3 no"}, True),
+        ({"AUTH": "454 4.7.0 later"}, False),
+        ({"AUTH": ["535 5.7.3 no", "DROP"]}, False),
+        ({"EHLO": GOOD["EHLO"]}, True),
+    ],
+)
+async def test_a_login_by_token_that_fails_is_told_by_its_kind(
+    mail: Mail, tmp_path: Path, server: TokenServer, script: Mapping[str, str | Sequence[str]], lasting: bool
+) -> None:
+    """R13: the relay was given nothing; a person is told at once of what does not pass."""
+    async with ScriptedRelay({"EHLO": XOAUTH2, **script}).serving() as peer:
+        with pytest.raises(RelayError) as caught:
+            await by_token(peer, server, tmp_path).submit(mail)
+    assert caught.value.lasting == lasting
+    assert "access" not in str(caught.value)
+    assert len(server.asked) <= 2
+
+
+async def test_without_a_token_nobody_is_logged_in(mail: Mail, tmp_path: Path, server: TokenServer) -> None:
+    """The provider refuses: its kind is kept, and the relay is shown nothing."""
+    server.answer = (400, '{"error": "invalid_client"}')
+    async with ScriptedRelay({"EHLO": XOAUTH2}).serving() as peer:
+        with pytest.raises(RelayError, match="no token for the relay") as caught:
+            await by_token(peer, server, tmp_path).submit(mail)
+    assert caught.value.lasting
+    assert logins(peer) == []
