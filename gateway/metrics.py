@@ -215,7 +215,9 @@ def _of_the_mailboxes(polls: Sequence[Poll]) -> Iterable[Metric]:
         return _counter(name, what, ["mailbox"], [((one.rules.door,), value(one)) for one in polls])
 
     labels = ["mailbox", "state"]
-    yield _gauge("mailbox_up", "Whether a mailbox is well.", labels, each(lambda one: one.state is State.OK))
+    # One that was never seen is not up: it may be mute, and nobody knows before the deadline.
+    well = each(lambda one: one.state is State.OK and one.looked_at > 0)
+    yield _gauge("mailbox_up", "Whether a mailbox was looked at and is well.", labels, well)
     since = "Since when it is well, or is not, since the epoch."
     yield _gauge("mailbox_state_since_seconds", since, labels, each(lambda one: one.since))
     looked = "When a mailbox was last seen to be well, since the epoch; 0: never."
