@@ -22,12 +22,12 @@ import structlog
 from sqlalchemy import Connection, delete, insert, select
 
 from gateway import control, keys, logs, metrics, partners, watchdog
-from gateway.config import ApplicationEntity, ClientTls, Configuration, advice, load, restart_needed
+from gateway.config import ApplicationEntity, ClientTls, Configuration, Console, advice, load, restart_needed
 from gateway.core import commitment, contexts, query, reader, transcode, unsealing
 from gateway.core.cms.revocation import Inspection, Source, inspect
 from gateway.core.mailbox import State
 from gateway.edges import storescu
-from gateway.edges.console import HttpDoor
+from gateway.edges.console import HttpDoor, Pages
 from gateway.edges.imap import ImapMailbox, Proof
 from gateway.edges.oauth import Tokens
 from gateway.edges.page import Pager
@@ -39,6 +39,7 @@ from gateway.edges.submission import Relay
 from gateway.edges.worker import Workers
 from gateway.errors import ConfigurationError, GatewayError, MailboxError, TokenError
 from gateway.freshness import Freshness
+from gateway.insight import Insight
 from gateway.ledger import (
     deliveries,
     inventory,
@@ -52,7 +53,7 @@ from gateway.ledger import (
     tickets,
 )
 from gateway.ledger.janitor import Janitor
-from gateway.ledger.ledger import Ledger, Lock, connect, demand_health
+from gateway.ledger.ledger import Ledger, Lock, connect, connect_reader, demand_health
 from gateway.ledger.spool import Spool
 from gateway.ledger.tables import fact
 from gateway.ledger.tickets import Carrier, Kind
@@ -299,6 +300,7 @@ class Service:
         self._smtp: SmtpDoor | None = None
         self._storescp: StorageScpDoor | None = None
         self._users: Users | None = None
+        self._accounts: Users | None = None
 
     @property
     def addresses(self) -> Mapping[str, tuple[str, int]]:
@@ -479,7 +481,8 @@ class Service:
             tls = None
             if console.certificate is not None and console.key_file is not None:
                 tls = server_tls(console.certificate, console.key_file)
-            door = HttpDoor("console", console.listen, registry=registry, ready=self._shut, tls=tls)
+            pages = self._make_pages(console, stack) if console.users_file is not None else None
+            door = HttpDoor("console", console.listen, registry=registry, ready=self._shut, tls=tls, pages=pages)
             await self._open_http(stack, door)
         if configuration.metrics is not None:
             door = HttpDoor("metrics", configuration.metrics.listen, registry=registry, ready=self._shut)
@@ -521,6 +524,16 @@ class Service:
                 claim,
             )
             self.readings.polls.append(Poll(rules, box, self.ledger, self.receive, before.get(door)))
+
+    def _make_pages(self, settings: Console, stack: contextlib.AsyncExitStack) -> Pages:
+        assert settings.users_file is not None
+        self._accounts = Users(settings.users_file)
+        self._accounts.load()
+        engine = connect_reader(control.ledger_url(self.configuration))
+        stack.callback(engine.dispose)
+        insight = Insight(lambda: self.configuration, self.readings, self.ledger, self._search_key, self._perform)
+        secure = settings.certificate is not None or settings.behind_proxy
+        return Pages(insight, engine, self._accounts, secure=secure, proxied=settings.behind_proxy)
 
     async def _open_http(self, stack: contextlib.AsyncExitStack, door: HttpDoor) -> None:
         await door.open()
@@ -721,8 +734,9 @@ class Service:
             self._smtp.tls = server_tls(new.smtp.certificate, new.smtp.key_file)
         if self._storescp is not None and new.storescp is not None:
             self._storescp.reload(new.storescp, **_dicom_door(new))
-        if self._users is not None:
-            self._users.load()
+        for users in (self._users, self._accounts):
+            if users is not None:
+                users.load()
         for key in restart_needed(old, new):
             log.warning("needs_restart", key=key)
         keyring = await self._load_keys(new)

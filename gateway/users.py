@@ -7,6 +7,7 @@ lines stay as they are.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import tempfile
@@ -79,6 +80,11 @@ class Users:
         except (VerificationError, InvalidHashError):
             return None
         return role if name in self._known else None
+
+    def mark(self, name: str) -> str | None:
+        """A digest of a user's hash and role: when it is another one, what he began before is over; None: no user."""
+        known = self._known.get(name)
+        return None if known is None else hashlib.sha256(":".join(known).encode()).hexdigest()
 
     def list(self) -> tuple[User, ...]:
         """Who may log in, by name."""

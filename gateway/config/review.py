@@ -114,7 +114,6 @@ _UNBUILT: Final = (
     _Unbuilt("gateway.database", "several nodes on PostgreSQL are not built yet"),
     _Unbuilt("gateway.blobs", "several nodes with shared bytes are not built yet"),
     _Unbuilt("partner.NAME.receipt", "receipts are not asked for yet"),
-    _Unbuilt("console.users_file", "the console has no pages yet, only /metrics and /health"),
 )
 
 

@@ -68,7 +68,9 @@ def matching(
 ) -> ColumnElement[bool]:
     """Make the condition for items that have all of these."""
     columns = ((message.c.outcome, outcome), (_STAGE, stage), (message.c.partner, partner))
-    conditions = [column == value for column, value in (*columns, (message.c.direction, direction)) if value is not None]
+    conditions = [
+        column == value for column, value in (*columns, (message.c.direction, direction)) if value is not None
+    ]
     if since is not None:
         conditions.append(message.c.received_at >= since)
     return and_(true(), *conditions)

@@ -302,6 +302,19 @@ def connect(url: str) -> Engine:
     return engine
 
 
+def connect_reader(url: str) -> Engine:
+    """Open the database beside its writer, for questions alone: whatever is asked, nothing can be changed by it."""
+    engine = create_engine(url, hide_parameters=True)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _only_read(connection: Any, _: Any) -> None:
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute("PRAGMA busy_timeout = 10000")
+
+    return engine
+
+
 def migrate(connection: Connection) -> None:
     """Bring the schema to this release's. A ledger of a newer release is refused and not touched (R28).
 

@@ -76,7 +76,7 @@ def _hour(connection: Connection) -> ColumnElement[str]:
 
 def _class_of_delay(connection: Connection) -> ColumnElement[int]:
     if connection.dialect.name == "postgresql":
-        seconds = cast(extract("epoch", message.c.closed_at - message.c.received_at), Float)
+        seconds: ColumnElement[Any] = cast(extract("epoch", message.c.closed_at - message.c.received_at), Float)
     else:
         seconds = (func.julianday(message.c.closed_at) - func.julianday(message.c.received_at)) * 86400
     delivered = (message.c.outcome == Outcome.DELIVERED) & (message.c.stage == Stage.STORE)

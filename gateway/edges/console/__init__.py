@@ -1,9 +1,9 @@
 """The HTTP door: health for probes, metrics for Prometheus, and the web console for people.
 
-``door`` listens; ``app`` says what is served; ``pages`` are the console's, for who has a session (``sessions``,
-``accounts``) and, to change something, a form that was made for him (``forms``). ``live`` tells a page that it is out of
-date. What the ledger holds is read beside the gateway, on threads of the console's own, and changed by the same verbs
-as on the command line.
+``door`` listens and ``app`` says what is served. Of the console, ``gate`` lets people in (``sessions``, ``accounts``,
+``forms``), ``pages`` asks what a page shows and ``press`` makes it from its template; ``live`` tells a page that it is
+out of date. What the ledger holds is read beside the gateway, on threads of the console's own, and changed by the same
+verbs as on the command line.
 """
 
 from __future__ import annotations

@@ -16,9 +16,7 @@ from gateway.edges.console.headers import Headers
 from gateway.edges.console.pages import Pages
 
 
-def application(
-    registry: CollectorRegistry, ready: Callable[[], Sequence[str]], pages: Pages | None = None
-) -> ASGIApp:
+def application(registry: CollectorRegistry, ready: Callable[[], Sequence[str]], pages: Pages | None = None) -> ASGIApp:
     """Put together what one address serves.
 
     Args:

@@ -19,6 +19,10 @@ CLASSES: Final = ("10 s", "1 min", "5 min", "1 h", "longer")
 """What a delay of each class is called: at most this."""
 
 
+_BAR: Final = Markup('<rect class="{}" x="{}" y="{:.1f}" width="{}" height="{:.1f}" rx="2"/>')
+_GROUND: Final = Markup('<rect class="ground" x="{}" y="0" width="{}" height="{}"/>')
+
+
 def traffic(hours: Sequence[Hour]) -> Markup:
     """Draw how many mails came, upwards, and how many collections, downwards."""
     most = max((max(one.received, one.collected) for one in hours), default=0) or 1
@@ -68,14 +72,12 @@ def _scaled(value: int, most: int) -> float:
 def _bar(at: int, top: float, height: float, kind: str) -> Markup:
     if not height:
         return Markup()
-    bar = '<rect class="{}" x="{}" y="{:.1f}" width="{}" height="{:.1f}" rx="2"/>'
-    return Markup(bar).format(kind, at * STEP + 3, top, STEP - 6, height)
+    return _BAR.format(kind, at * STEP + 3, top, STEP - 6, height)
 
 
 def _ground(at: int, height: int) -> Markup:
     """A place for the pointer, where the bar is low or there is none."""
-    ground = '<rect class="ground" x="{}" y="0" width="{}" height="{}"/>'
-    return Markup(ground).format(at * STEP, STEP, height)
+    return _GROUND.format(at * STEP, STEP, height)
 
 
 def _drawing(label: str, bars: Sequence[Markup], hours: Sequence[Hour], height: int, axis: int) -> Markup:

@@ -33,6 +33,7 @@ LIFETIME: Final = 30.0
 GRACE: Final = 5.0
 """Seconds after that until it is cut."""
 
+
 class HttpDoor:
     """Serves health and metrics on one address, and the console where it has pages.
 

@@ -133,7 +133,7 @@ def _partners(running: Running, now: datetime) -> Iterator[Light]:
 def _house(running: Running, now: datetime) -> Iterator[Light]:
     free, room = running.room
     if room:
-        low = free < running.configuration.limits.free_space
+        low = free < (running.configuration.limits.free_space or 0)
         colour = Colour.BAD if low else Colour.WELL
         do = "free some space: below the limit nothing is taken in" if low else ""
         yield Light("disk", "data folder", colour, f"{100 * free // room} % free", do=do)

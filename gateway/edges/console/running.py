@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from gateway.config import Configuration
-from gateway.ledger.inventory import Census, Partners
+from gateway.ledger.inventory import Partners
 
 Document = dict[str, Any]
 
@@ -21,10 +21,6 @@ class Running(Protocol):
     @property
     def doors(self) -> Mapping[str, bool]:
         """Whether each listening door is open, by its section."""
-
-    @property
-    def census(self) -> Census | None:
-        """The latest counts; None before the first."""
 
     @property
     def partners(self) -> Partners:

@@ -1,0 +1,54 @@
+// Keeps a page up to date: the server says that something changed, and the page fetches itself and takes over what differs.
+"use strict";
+
+(() => {
+  const region = document.querySelector("[data-live]");
+  if (!document.body.hasAttribute("data-session") || !region) return;
+
+  const said = document.getElementById("live");
+  const say = (text) => { if (said.textContent !== text) said.textContent = text; };
+  let shown = null;      // number of the last change that this page shows
+  let wanted = null;     // number of the last change that the server told
+  let fetching = false;
+
+  const over = () => { location.assign("/login?next=" + encodeURIComponent(location.pathname)); };
+
+  const refresh = async () => {
+    if (fetching || document.hidden || wanted === shown) return;
+    fetching = true;
+    const number = wanted;
+    try {
+      const answer = await fetch(location.href, { headers: { "X-Live": "1" }, cache: "no-store" });
+      if (answer.status === 401) return over();
+      if (!answer.ok) return;
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const fresh = page.querySelector("[data-live]");
+      if (fresh && fresh.innerHTML !== region.innerHTML) {
+        const place = document.activeElement && region.contains(document.activeElement)
+          ? document.activeElement.getAttribute("href") : null;
+        region.replaceChildren(...fresh.childNodes);
+        if (place) region.querySelector(`a[href="${CSS.escape(place)}"]`)?.focus();
+      }
+      shown = number;
+    } catch {
+      // The gateway is away; the stream says so, and comes back.
+    } finally {
+      fetching = false;
+      setTimeout(refresh, 2000);  // what changed meanwhile; at most every two seconds
+    }
+  };
+
+  const stream = new EventSource("/live");
+  const hear = (event) => {
+    wanted = event.data;
+    if (event.type === "hello" && shown === null) shown = wanted;
+    say("Live.");
+    refresh();
+  };
+  stream.addEventListener("hello", hear);
+  stream.addEventListener("change", hear);
+  stream.addEventListener("over", () => { stream.close(); over(); });
+  stream.addEventListener("error", () => { if (stream.readyState === EventSource.CLOSED) say("Not live: reload the page."); });
+  document.addEventListener("visibilitychange", refresh);
+  setInterval(() => { if (!document.hidden) { shown = ""; refresh(); } }, 60000);  // ages grow although nothing happens
+})();
