@@ -555,7 +555,6 @@ def test_encrypted_volume_is_known_through_what_it_is_built_on(tmp_path: Path, u
 @pytest.mark.parametrize(
     ("text", "key", "blocks"),
     [
-        (INBOUND + '[console]\nusers_file = "users"', "console.users_file", False),
         (INBOUND.replace("accept", 'receipt = "15m"\naccept') + OUTBOUND, "partner.clinic-a.receipt", True),
         (INBOUND.replace("accept", 'receipt = "15m"\naccept'), "partner.clinic-a.receipt", False),
     ],
