@@ -95,16 +95,15 @@ def ours(dovecot: Dovecot, count: int) -> tuple[float, int]:
 
 def refill(dovecot: Dovecot) -> None:
     """Put everything back that was moved, without our mark."""
-    client = dovecot.client()
-    for name in ("Processed", "INBOX"):
-        _, [found] = client.select(name)
-        if name == "Processed" and int(found or b"0"):
-            client.copy("1:*", "INBOX")
-            client.store("1:*", "+FLAGS", "\\Deleted")
-            client.expunge()
-        elif int(found or b"0"):
-            client.store("1:*", "-FLAGS", "DicomMail-bench")
-    client.logout()
+    with dovecot.client() as client:
+        for name in ("Processed", "INBOX"):
+            _, [found] = client.select(name)
+            if name == "Processed" and int(found or b"0"):
+                client.copy("1:*", "INBOX")
+                client.store("1:*", "+FLAGS", "\\Deleted")
+                client.expunge()
+            elif int(found or b"0"):
+                client.store("1:*", "-FLAGS", "DicomMail-bench")
 
 
 def raw(dovecot: Dovecot, out: Path) -> float:

@@ -88,10 +88,9 @@ async def test_a_server_that_can_little_serves_too(gateway: Gateway, start: Star
     dovecot = start(Dovecot(separator=".", prefix="INBOX.", capability=capability))
     dovecot.make("INBOX.Processed", "INBOX.Failed")
     dovecot.append(text_mail(8, "private@home.example"))
-    client = dovecot.client()
-    client.select()
-    client.store("1", "+FLAGS", "\\Deleted")
-    client.logout()
+    with dovecot.client() as client:
+        client.select()
+        client.store("1", "+FLAGS", "\\Deleted")
     dovecot.append(text_mail(1))
     # With a prefix the names are found by NAMESPACE, else as they are written.
     names = {} if "NAMESPACE" in capability else {"done": "INBOX/Processed", "failed": "INBOX/Failed"}
@@ -157,17 +156,15 @@ async def test_a_new_life_of_the_uids_brings_nothing_twice(gateway: Gateway, dov
 async def test_a_second_gateway_on_the_same_mailbox_stops(gateway: Gateway, dovecot: Dovecot) -> None:
     """The keyword of the first one tells; the second takes nothing and says so."""
     dovecot.append(text_mail(1))
-    client = dovecot.client()
-    client.select()
-    client.store("1", "+FLAGS", CLAIM)
-    client.logout()
+    with dovecot.client() as client:
+        client.select()
+        client.store("1", "+FLAGS", CLAIM)
     one = poll(gateway, dovecot, claim="DicomMail-bbbb")
     async with polling(one):
         await until(lambda: one.state is State.SHARED)
-        client = dovecot.client()
-        client.select()
-        client.store("1", "-FLAGS", CLAIM)
-        client.logout()
+        with dovecot.client() as client:
+            client.select()
+            client.store("1", "-FLAGS", CLAIM)
         await asyncio.sleep(1.5)
     assert one.state is State.SHARED  # it does not begin again by itself
     assert await items(gateway) == []

@@ -7,7 +7,8 @@ import imaplib
 import os
 import pwd
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from peer import Peer, answers, free_port, need_root, program
@@ -131,51 +132,44 @@ class Dovecot(Peer):
         path.write_text(PASSWORD + "\n", encoding="utf-8")
         return path
 
-    def client(self) -> imaplib.IMAP4:
-        """A logged-in client of the standard library."""
-        client = imaplib.IMAP4("127.0.0.1", self.port)
-        client.authenticate("PLAIN", lambda _: f"\0{USER}\0{PASSWORD}".encode())
-        return client
+    @contextmanager
+    def client(self) -> Iterator[imaplib.IMAP4]:
+        """A logged-in client of the standard library, which is logged out whatever happens."""
+        with imaplib.IMAP4("127.0.0.1", self.port) as client:
+            client.authenticate("PLAIN", lambda _: f"\0{USER}\0{PASSWORD}".encode())
+            yield client
 
     def make(self, *folders: str) -> None:
         """Make folders."""
-        client = self.client()
-        for name in folders:
-            client.create(name)
-        client.logout()
+        with self.client() as client:
+            for name in folders:
+                client.create(name)
 
     def append(self, *mails: bytes, folder: str = "INBOX") -> None:
         """Put mails into a folder."""
-        client = self.client()
-        for one in mails:
-            kind, text = client.append(folder, None, None, one)
-            assert kind == "OK", text
-        client.logout()
+        with self.client() as client:
+            for one in mails:
+                kind, text = client.append(folder, None, None, one)
+                assert kind == "OK", text
 
     def mails(self, folder: str = "INBOX") -> list[bytes]:
         """The mails of a folder."""
-        client = self.client()
-        kind, _ = client.select(folder, readonly=True)
-        found = []
-        if kind == "OK":
-            for number in client.search(None, "ALL")[1][0].split():
-                data = client.fetch(number, "(BODY.PEEK[])")[1][0]
-                assert isinstance(data, tuple)
-                found.append(data[1])
-        client.logout()
-        return found
+        with self.client() as client:
+            kind, _ = client.select(folder, readonly=True)
+            numbers = client.search(None, "ALL")[1][0].split() if kind == "OK" else []
+            found = [client.fetch(number, "(BODY.PEEK[])")[1][0] for number in numbers]
+        # What was deleted since the search comes without content.
+        return [one[1] for one in found if isinstance(one, tuple)]
 
     def count(self, folder: str = "INBOX") -> int:
         """How many mails a folder has."""
-        client = self.client()
-        _, [count] = client.select(folder, readonly=True)
-        client.logout()
+        with self.client() as client:
+            _, [count] = client.select(folder, readonly=True)
         return int(count or b"0")
 
     def flags(self, folder: str = "INBOX") -> str:
         """The flags of all mails of a folder, as the server writes them."""
-        client = self.client()
-        client.select(folder, readonly=True)
-        _, found = client.fetch("1:*", "(FLAGS)")
-        client.logout()
+        with self.client() as client:
+            client.select(folder, readonly=True)
+            _, found = client.fetch("1:*", "(FLAGS)")
         return " ".join(one.decode() for one in found if isinstance(one, bytes))
