@@ -18,6 +18,7 @@ BENCHES = (
     "receiving",
     "outgoing",
     "sealing",
+    "console",
 )
 
 

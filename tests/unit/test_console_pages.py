@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from around import Around, People
 from prometheus_client import CollectorRegistry
 from rows import CONFIGURATION, arrival, configuration, instance, queue, read
 from sqlalchemy import Connection, Engine, select
+from sqlalchemy.event import listen
 
-from gateway.config import Configuration
 from gateway.core.mailbox import State
 from gateway.edges.console import Pages, charts, lights
 from gateway.edges.console import settings as shown
@@ -29,7 +30,6 @@ from gateway.edges.console.words import moment, plain, size, span
 from gateway.errors import GatewayError, LedgerError
 from gateway.insight import Insight
 from gateway.ledger import mailboxes, messages, notices
-from gateway.ledger.inventory import Partners
 from gateway.ledger.ledger import Ledger, connect, connect_reader
 from gateway.ledger.overview import Hour
 from gateway.ledger.tables import event
@@ -37,56 +37,6 @@ from gateway.metrics import Readings
 
 NOW = datetime.now(UTC)
 BASE = "http://console.test"
-
-
-@dataclass
-class Around:
-    """A gateway around the console whose answers are data."""
-
-    configuration: Configuration
-    doors: dict[str, bool] = field(default_factory=lambda: {"smtp": True})
-    partners: Partners = field(default_factory=Partners)
-    room: tuple[int, int] = (50 << 30, 100 << 30)
-    proof: tuple[int | None, float] = (0, NOW.timestamp())
-    search_key: bytes = b"k" * 32
-    certificates: dict[str, float] = field(default_factory=dict)
-    done: list[tuple[str, Mapping[str, Any], str]] = field(default_factory=list)
-    recorded: list[tuple[str, str]] = field(default_factory=list)
-    no: GatewayError | None = None
-    proofs: int = 0
-
-    def partner_list(self) -> list[dict[str, Any]]:
-        return []
-
-    def prove(self) -> dict[str, Any]:
-        self.proofs += 1
-        counts = dict.fromkeys(
-            ("in", "delivered", "waiting", "refused", "held", "failed", "unaccounted", "doubtful"), 7
-        )
-        return {**counts, "instances": counts, "astray": ["in-lost"]}
-
-    async def perform(self, verb: str, arguments: Mapping[str, Any], who: str) -> dict[str, Any]:
-        if self.no is not None:
-            raise self.no
-        self.done.append((verb, arguments, who))
-        return {}
-
-    async def record(self, kind: str, _text: str, who: str) -> None:
-        self.recorded.append((kind, who))
-
-
-class People:
-    """Who may log in: name, password, role."""
-
-    def __init__(self) -> None:
-        self.known = {"otto": ("right", "operator"), "vera": ("right", "user")}
-
-    def verify(self, name: str, password: str) -> str | None:
-        known, role = self.known.get(name, (None, None))
-        return role if known == password else None
-
-    def mark(self, name: str) -> str | None:
-        return "/".join(self.known[name]) if name in self.known else None
 
 
 @dataclass
@@ -320,6 +270,26 @@ async def test_a_list_takes_only_words_that_have_a_meaning(console: Console) -> 
     older = await console.client.get(f"/items?{found[1].replace('&amp;', '&')}")
     assert "in-009" in older.text
     assert "in-010" not in older.text
+
+
+async def test_a_page_asks_the_same_few_questions_however_much_there_is(console: Console) -> None:
+    """No question for each item: what is quick with ten is quick with fifty thousand."""
+    await console.log_in()
+    asked: list[str] = []
+    listen(console.pages._press._engine, "before_cursor_execute", lambda _c, _k, statement, *_: asked.append(statement))
+    counts: list[dict[str, int]] = []
+    for number in (2, 60):
+        console.change(
+            lambda c, number=number: [queue(c, f"in-{number}-{one}", instance(one)) for one in range(number)]
+        )
+        counts.append({})
+        for path in ("/", "/queue", "/items", "/items?outcome=waiting", f"/items/in-{number}-1"):
+            console.pages._day = None
+            asked.clear()
+            assert (await console.client.get(path)).status_code == 200
+            counts[-1][re.sub(r"\d", "", path)] = len(asked)
+    assert counts[0] == counts[1]
+    assert max(counts[0].values()) <= 20
 
 
 async def test_searching_finds_and_never_repeats_what_was_typed(console: Console) -> None:
