@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -238,7 +239,7 @@ def test_the_pictures_in_the_documents_are_made(start: Start, samples: Samples, 
     desk.await_items(delivered, "delivered")
     wait_until(lambda: desk.item(waiting)["instances"], "it is read")
     log_in(page, desk)
-    folder = Path(desk.folder)
+    folder = Path(os.environ.get("PICTURES", desk.folder))
     for name, path in (("overview", "/"), ("story", f"/items/{waiting}"), ("queue", "/queue")):
         page.goto(desk.address + path)
         expect(page.locator("#live")).to_have_text("Live.")
