@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import base64
+import email
 import json
+import re
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.policy import SMTP
 from pathlib import Path
 
+import httpx
 import pytest
+from aiosmtpd.controller import Controller
 from daemon import Daemon
+from desk import OPERATOR, PASSWORD, Desk
 from messages import compose
 from peer import Start, free_port, wait_until
+from pynetdicom import AE
 from samples import Samples
 from storescp import Storescp
 
@@ -50,11 +59,73 @@ def command(tmp_path: Path) -> tuple[Path, Path]:
     return program, told
 
 
+class Letterbox:
+    """A relay that takes every mail and keeps it."""
+
+    def __init__(self) -> None:
+        self.mails: list[bytes] = []
+
+    async def handle_DATA(self, _server: object, _session: object, envelope: object) -> str:  # noqa: N802  aiosmtpd's name
+        self.mails.append(envelope.content)  # type: ignore[attr-defined]
+        return "250 OK"
+
+    def letters(self) -> dict[str, str]:
+        """All that is not payload: headers, names of parts, texts and reports."""
+        found = {}
+        for number, content in enumerate(self.mails):
+            said = []
+            for part in email.message_from_bytes(content, policy=SMTP).walk():
+                said.append(str(part.items()))
+                if part.get_content_type() != "application/dicom" and not part.is_multipart():
+                    said.append(str(part.get_payload(decode=True)))
+            found[f"mail {number}"] = "\n".join(said)
+        return found
+
+    def payload(self) -> bytes:
+        """The DICOM parts of all mails."""
+        parts = [part for content in self.mails for part in email.message_from_bytes(content, policy=SMTP).walk()]
+        return b"".join(one.get_payload(decode=True) for one in parts if one.get_content_type() == "application/dicom")
+
+
+@contextmanager
+def open_letterbox(port: int) -> Iterator[Letterbox]:
+    """A letterbox that listens."""
+    box = Letterbox()
+    controller = Controller(box, "127.0.0.1", port)
+    controller.start()
+    yield box
+    controller.stop()
+
+
 @pytest.fixture
-def gateway(start: Start, command: tuple[Path, Path]) -> Daemon:
-    """A gateway that says as much as it can, with a PACS, and one that is away."""
+def letterbox(start: Start) -> tuple[Letterbox, int]:
+    """Where the gateway's own mails go, and its port."""
+    port = free_port()
+    return start(open_letterbox(port)), port
+
+
+@pytest.fixture
+def gateway(start: Start, command: tuple[Path, Path], letterbox: tuple[Letterbox, int]) -> Desk:
+    """A gateway that says as much as it can, with a PACS, one that is away, and a way out."""
     pacs = start(Storescp())
+    dicom = free_port()
     sections = f"""
+[storescp]
+title = "GATEWAY"
+listen = "127.0.0.1:{dicom}"
+[relay]
+host = "127.0.0.1"
+port = {letterbox[1]}
+tls = "none"
+sender = "dicom@gateway.test"
+[partner.clinic-c]
+address = "dicom@clinic-c.test"
+send = "plain"
+[[route]]
+name = "out"
+called = "OUT"
+mail = ["clinic-c"]
+quiet = "200ms"
 [log]
 level = "debug"
 [notice]
@@ -82,12 +153,27 @@ name = "signed"
 from = "clinic-b"
 store = ["pacs"]
 """
-    return start(Daemon({"pacs": (pacs.title, pacs.port), "nowhere": ("NOWHERE", free_port())}, sections))
+    desk = Desk({"pacs": (pacs.title, pacs.port), "nowhere": ("NOWHERE", free_port())}, sections)
+    desk.dicom = dicom
+    return start(desk)
 
 
-def play(gateway: Daemon, samples: Samples) -> None:
+def hand_in(gateway: Desk, file: bytes) -> None:
+    """Send an image as a modality does, to be mailed."""
+    path = gateway.folder / "modality.dcm"
+    path.write_bytes(file)
+    entity = AE("MODALITY")
+    entity.add_requested_context("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1")
+    association = entity.associate("127.0.0.1", gateway.dicom, ae_title="OUT")
+    assert association.send_c_store(path).Status == 0
+    association.release()
+    path.unlink()
+
+
+def play(gateway: Desk, samples: Samples) -> None:
     """Everything that can happen to a mail, good and bad."""
     good = tainted(samples)
+    hand_in(gateway, tainted(samples))
     first = mail(good)
     keys = [gateway.mail(first), gateway.mail(first)]
     gateway.await_items(keys, "delivered")
@@ -117,7 +203,7 @@ def listed(gateway: Daemon) -> list[dict[str, object]]:
     return items
 
 
-def outputs(gateway: Daemon) -> dict[str, str]:
+def outputs(gateway: Desk) -> dict[str, str]:
     """Everything that a person or a machine may see."""
     shown = {}
     for words in (["queue", "list"], ["queue", "list", "--json"], ["reconcile"], ["check"], ["check", "--json"]):
@@ -142,15 +228,47 @@ def outputs(gateway: Daemon) -> dict[str, str]:
         shown[f"{verb} {outcome}"] = said.stdout + said.stderr
     for path in ("/metrics", "/health/live", "/health/ready", "/CANARY"):
         shown[path] = gateway.get(path)[1]
+    for words in (["partner", "list"], ["partner", "show", "clinic-a"], ["echo"], ["conformance"], ["user", "list"]):
+        said = gateway.say(*words)
+        shown[" ".join(words)] = said.stdout + said.stderr
+    return shown | pages(gateway)
+
+
+def pages(gateway: Desk) -> dict[str, str]:
+    """Every page of the console, of every item too, and what a search for the patient answers."""
+    shown = {}
+    with httpx.Client(base_url=gateway.address, trust_env=False, follow_redirects=True) as client:
+
+        def send(path: str, **fields: str) -> str:
+            token = re.search(r'name="token" value="([^"]+)"', client.get(path).text)
+            assert token is not None
+            return client.post(path, data={"token": token[1], **fields}).text
+
+        assert "Log out" in send("/login", user=OPERATOR, password=PASSWORD)
+        send("/proof")
+        names = ("/", "/queue", "/items", "/find", "/partners", "/configuration", "/proof", "/CANARY")
+        for path in (*names, *(f"/items/{item['id']}" for item in listed(gateway))):
+            page = client.get(path)
+            assert page.status_code == (404 if path == "/CANARY" else 200)
+            shown[f"page {path}"] = page.text
+        for kind, text in (
+            ("patient", PATIENT["PatientID"]),
+            ("accession", PATIENT["AccessionNumber"]),
+            ("word", "Tweety"),
+        ):
+            shown[f"find {kind}"] = found = send("/find", kind=kind, text=text)
+            assert ("Nothing is known" in found) == (kind == "word")
     return shown
 
 
 def test_no_patient_shows_anywhere_but_in_the_payload(
-    gateway: Daemon, samples: Samples, command: tuple[Path, Path]
+    gateway: Desk, samples: Samples, command: tuple[Path, Path], letterbox: tuple[Letterbox, int]
 ) -> None:
-    """R35: logs, metrics, every verb, control answers, pages and file names name no patient; the spool must."""
+    """R35: logs, metrics, every verb, page, notice and mail, and all file names, name no patient; the spool must."""
     play(gateway, samples)
-    seen = outputs(gateway)
+    subjects = ("held", "late", "DICOM")
+    wait_until(lambda: all(word in str(letterbox[0].letters()) for word in subjects), "notices and images are mailed")
+    seen = outputs(gateway) | letterbox[0].letters()
     wait_until(lambda: command[1].exists() and "late" in command[1].read_text("utf-8"), "a person was paged")
     seen["pages"] = command[1].read_text("utf-8")
     gateway.stop()
@@ -173,6 +291,7 @@ def test_no_patient_shows_anywhere_but_in_the_payload(
         if path.is_file() and hides_a_canary(path)
     }
     assert "spool" in holding
+    assert b"CANARYID4711" in letterbox[0].payload()
 
 
 def hides_a_canary(path: Path) -> bool:
@@ -181,7 +300,7 @@ def hides_a_canary(path: Path) -> bool:
     return b"CANARYSUBJECT" in content or b"CANARYID4711" in content or base64.b64encode(b"CANARYID4711") in content
 
 
-def test_the_ledger_keeps_no_patient(gateway: Daemon, samples: Samples) -> None:
+def test_the_ledger_keeps_no_patient(gateway: Desk, samples: Samples) -> None:
     """R35: subjects, display names and data elements are not in the tables either."""
     play(gateway, samples)
     gateway.stop()

@@ -24,7 +24,7 @@ class Desk(Daemon):
     """
 
     def __init__(self, destinations: Mapping[str, tuple[str, int]], sections: str = "") -> None:
-        self.web = free_port()
+        self.web, self.dicom = free_port(), 0
         console = f'[console]\nlisten = "127.0.0.1:{self.web}"\nusers_file = "console-users"\n'
         super().__init__(destinations, console + sections)
         users = Users(self.folder / "console-users")
