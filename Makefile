@@ -16,7 +16,7 @@ SOAK ?= kill
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test check format bench fuzz soak docs pictures image lock peers clean
+.PHONY: help demo test check format bench fuzz soak docs bare pictures image lock peers clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -52,6 +52,9 @@ soak: .venv/test peers  ## Mail from ten connections while the gateway is killed
 
 docs: .venv/test  ## Build the documentation as a site: build/docs/index.html
 	$(BIN)/python -m sphinx -q -W -b html docs build/docs
+
+bare: .venv/test  ## Install by the page in an empty Debian (debootstrap, root), and run the Dockerfile's steps
+	$(BIN)/python tests/deploy/bare.py $(ARGS)
 
 pictures: .venv/test peers  ## Take the documents' pictures of the console anew
 	PICTURES=$(CURDIR)/docs/pictures $(BIN)/python -m pytest -q tests/e2e/test_console.py -k pictures
