@@ -1,9 +1,9 @@
 """From an empty Debian machine: the commands of docs/install.md and the steps of the Dockerfile, in a clean chroot.
 
 Makes a Debian with nothing but Python's venv and certificates, copies the sources into it, and types what the page
-says, line by line, except what needs a running systemd. Then the program must say its version, check its configuration, and
-run the demonstration. After that the Dockerfile's steps are run in the same machine. Needs root and debootstrap; needs
-no container runtime. Ends with 1 at the first command that fails.
+says, line by line, except what needs a running systemd. Then the program must say its version, check its
+configuration, and run the demonstration. After that the Dockerfile's steps are run in the same machine. Needs root and
+debootstrap; needs no container runtime. Ends with 1 at the first command that fails.
 
     python tests/deploy/bare.py [--mirror URL]
 """
