@@ -422,13 +422,14 @@ def read(
     """
     configuration = _configuration_if_any(context, config)
     from gateway import preview, story
+    from gateway.core import wording
 
     document = preview.read(source, configuration)
     if as_json:
         _print_json(document)
     elif "messages" in document:
         for one in document["messages"]:
-            _show(story.plain(one["file"]), story.reading(one))
+            _show(wording.plain(one["file"]), story.reading(one))
     else:
         _show(story.reading(document))
     return GatewayError.exit_code if preview.needs_a_person(document) else 0

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gateway.core.wording import plain, span
 from gateway.model import Outcome
 
 Document = Mapping[str, Any]
@@ -35,21 +36,6 @@ _NEXT: Final[Mapping[str, str]] = {
     Outcome.FAILED: "It was given up: dicom-mail queue retry {id}, or drop {id}.",
     Outcome.WAITING: "It is tried again by itself; dicom-mail queue retry {id} tries it now.",
 }
-
-
-def plain(value: object) -> str:
-    """Write a value on one line, without anything that a terminal would obey."""
-    if value is None:
-        return ""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(value))
-
-
-def span(seconds: float) -> str:
-    """Write how long something is, as short as people say it."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{int(seconds // length)} {unit}"
-    return f"{int(seconds)} s" if seconds >= 10 else f"{seconds:.3g} s"
 
 
 def local(moment: str) -> str:

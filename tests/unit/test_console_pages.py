@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, select
 from sqlalchemy.event import listen
 
 from gateway.core.mailbox import State
+from gateway.core.wording import plain, span
 from gateway.edges.console import Pages, charts, lights
 from gateway.edges.console import settings as shown
 from gateway.edges.console.accounts import FAILURES, Turnstile
@@ -26,7 +27,7 @@ from gateway.edges.console.app import application
 from gateway.edges.console.live import MOST as MOST_STREAMS
 from gateway.edges.console.live import Live
 from gateway.edges.console.sessions import IDLE, LONGEST, MOST, Sessions
-from gateway.edges.console.words import moment, plain, size, span
+from gateway.edges.console.words import moment, size
 from gateway.errors import GatewayError, LedgerError
 from gateway.insight import Insight
 from gateway.ledger import mailboxes, messages, notices

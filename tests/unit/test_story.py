@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from gateway import story
+from gateway.core import wording
 
 UID = "1.2.840.113619.2.55.3.604688119.969.1268071029.320"
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"
@@ -95,7 +96,7 @@ READING: dict[str, Any] = {
 )
 def test_spans_are_as_people_say_them(seconds: float, said: str) -> None:
     """Short, and never zero for something."""
-    assert story.span(seconds) == said
+    assert wording.span(seconds) == said
 
 
 def test_times_are_local() -> None:

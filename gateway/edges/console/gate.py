@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from gateway.edges.console import forms, words
+from gateway.core import wording
+from gateway.edges.console import forms
 from gateway.edges.console.accounts import OPERATOR, VIEWER, Turnstile, role_of
 from gateway.edges.console.press import Press
 from gateway.edges.console.running import Accounts, Running
@@ -136,7 +137,7 @@ class Gate:
         user, address, goal = form.get("user", ""), self._address(request), _goal(form.get("goal", "/"))
         if wait := self._turnstile.wait(address, user, self.clock()):
             log.warning("console_login_refused", reason="too-many", peer=address)
-            page = await self._form(goal, f"Too many tries. Wait {words.span(wait)}.", 429)
+            page = await self._form(goal, f"Too many tries. Wait {wording.span(wait)}.", 429)
             page.headers["Retry-After"] = str(int(wait) + 1)
             return page
         role = role_of(await self._press.aside(partial(self._accounts.verify, user, form.get("password", ""))))
@@ -178,4 +179,4 @@ def _goal(path: str) -> str:
 
 
 def _who(user: str) -> str:
-    return f"{words.plain(user)[:60]} at the console"
+    return f"{wording.plain(user)[:60]} at the console"

@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from gateway import __version__
+from gateway.core import wording
 from gateway.edges.console import words
 from gateway.edges.console.accounts import OPERATOR
 from gateway.edges.console.headers import PAGE
@@ -137,5 +138,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    templates.filters |= {name: getattr(words, name) for name in ("plain", "span", "moment", "day", "size")}
+    templates.filters |= {name: getattr(wording, name) for name in ("plain", "span")}
+    templates.filters |= {name: getattr(words, name) for name in ("moment", "day", "size")}
     return templates

@@ -10,21 +10,6 @@ from markupsafe import Markup
 from gateway.model import utc
 
 
-def plain(value: object) -> str:
-    """Write a value on one line, without control characters and without marks that turn the direction of writing."""
-    if value is None:
-        return ""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(value))
-
-
-def span(seconds: float) -> str:
-    """Write how long something is, as short as people say it."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{int(seconds // length)} {unit}"
-    return f"{max(int(seconds), 0)} s"
-
-
 def moment(value: datetime | str | float | None) -> Markup:
     """Write a moment in local time, as an element that says it in UTC too."""
     if value is None:
