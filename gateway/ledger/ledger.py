@@ -1,7 +1,9 @@
-"""One writer, shared commits: how every fact gets on disk.
+"""One connection, shared commits: how every fact gets on disk.
 
-Callers hand in a change (a function of a connection) and await its commit. One thread runs the changes; those that
-arrive while it commits form the next transaction, so a burst costs one sync and a lone change waits for nobody.
+Callers hand in a change (a function of a connection) and await its commit. One transaction is open at a time; changes
+that arrive while it commits form the next, so a burst costs one sync and a lone change waits for nobody. What comes
+from a loop is run by a thread of its own. A thread that would only wait runs its change itself, together with those of
+all others that wait for their turn: then a lone change costs no switch from thread to thread.
 A change may run twice (when a neighbour in its transaction fails, each is tried alone), so it must do nothing but
 speak to its connection.
 
@@ -17,11 +19,12 @@ import fcntl
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import structlog
 from alembic import command
@@ -108,6 +111,10 @@ class Ledger:
         """Called on the caller's loop after a transaction that put a ticket."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changes: Batches[_Change] = Batches(MOST_CHANGES)
+        self._offers: deque[_Change] = deque()
+        self._turn = threading.Lock()
+        self._closed = False
+        self._connection = engine.connect()
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="ledger-read")
         self._writer = threading.Thread(target=self._work, name="ledger-write", daemon=True)
         self._writer.start()
@@ -138,26 +145,43 @@ class Ledger:
         # A caller that is cancelled must not leave a future that nobody reads half-settled.
         return await asyncio.shield(done)
 
-    def offer(
-        self, change: Callable[[Connection, list[Item]], Sequence[T]], item: Item, ready: Callable[[], None]
-    ) -> Future[T]:
-        """Hand in a change whose bytes the disk still works on. For threads; the result is as of ``write_together``.
+    def commit(
+        self,
+        change: Callable[[Connection, list[Item]], Sequence[T]],
+        item: Item,
+        ready: Callable[[], None],
+        patience: float,
+    ) -> T:
+        """Run a change whose bytes the disk still works on, and return its result once it is committed. For threads.
 
         Args:
             change: As for ``write_together``.
             item: Ours.
-            ready: Called before the commit: comes back when the bytes are durable that the rows speak of, and raises
-                when they will not be; then nothing of the item is kept. All who write wait with it: it must be short.
+            ready: Comes back when the bytes are durable that the rows speak of, and raises when they will not be; then
+                nothing of the item is kept. Called by this thread or by another that commits for it, once or by both
+                at the same time. All who write wait with it: it must be short.
+            patience: Seconds to wait for a turn.
 
         Raises:
-            LedgerError: The ledger is closed.
+            LedgerError: The database did not take it, or the ledger is closed; nothing of the item was kept.
+            TimeoutError: There was no turn; it may be kept yet, or not.
+            Exception: Whatever the change or ``ready`` raised; nothing of it was kept.
         """
-        done: Future[T] = Future()
-        self._put(_Change(change, item, done, ready))
-        return done
+        mine = _Change(change, item, Future(), ready)
+        self._offers.append(mine)
+        if not self._turn.acquire(blocking=False):
+            with contextlib.suppress(Exception):  # it is raised again where it counts
+                ready()  # while the others commit, the disk works for us
+            if not self._turn.acquire(timeout=patience):
+                raise TimeoutError
+        try:
+            self._commit_offers()
+        finally:
+            self._turn.release()
+        return cast("T", mine.done.result())
 
     def _put(self, change: _Change) -> None:
-        if not self._writer.is_alive():
+        if self._closed:
             raise LedgerError("the ledger is closed")
         self._changes.put(change)
 
@@ -200,15 +224,30 @@ class Ledger:
         """Commit what was handed in, then close the database."""
         self._changes.close()
         self._writer.join()
+        with self._turn:
+            self._closed = True
+            self._connection.close()
         self._readers.shutdown()
         self.engine.dispose()
 
     def _work(self) -> None:
-        with self.engine.connect() as connection:
-            for batch in self._changes:
-                self._commit(connection, batch)
+        for batch in self._changes:
+            with self._turn:
+                self._commit(batch)
 
-    def _commit(self, connection: Connection, batch: list[_Change]) -> None:
+    def _commit_offers(self) -> None:
+        """Commit what threads offered and nobody has committed yet, whoever offered it. For whose turn it is."""
+        batch: list[_Change] = []
+        while self._offers and len(batch) < MOST_CHANGES:
+            batch.append(self._offers.popleft())
+        if self._closed:
+            for change in batch:
+                _settle(change.done, _Failure(LedgerError("the ledger is closed")))
+        elif batch:
+            self._commit(batch)
+
+    def _commit(self, batch: list[_Change]) -> None:
+        connection = self._connection
         connection.info.pop("ticket", None)
         try:
             with connection.begin():
@@ -219,15 +258,16 @@ class Ledger:
         except Exception as error:  # noqa: BLE001  each caller gets its own error, whatever it is
             if len(batch) > 1:
                 for change in batch:
-                    self._commit(connection, [change])
+                    self._commit([change])
                 return
             results = [_told(error)]
         woken = connection.info.pop("ticket", False)
-        answers = list(zip([change.done for change in batch], results, strict=True))
-        for done, result in answers:
-            if isinstance(done, Future):
-                _settle(done, result)
-        waiting = [(done, result) for done, result in answers if not isinstance(done, Future)]
+        waiting = []
+        for change, result in zip(batch, results, strict=True):
+            if isinstance(change.done, Future):
+                _settle(change.done, result)
+            else:
+                waiting.append((change.done, result))
         if self._loop is not None and (waiting or woken):
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for an answer any more
                 self._loop.call_soon_threadsafe(self._answer, waiting, woken)

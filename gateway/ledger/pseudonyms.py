@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from gateway.core import pseudonym as words
 from gateway.errors import GatewayError
@@ -21,6 +21,9 @@ from gateway.ledger.tables import pseudonym
 
 KEY: Final = "search.key"
 """The name of the key's file in the data folder."""
+
+# Written once: it is asked for every instance of a modality, and putting it together takes longer than the answer.
+_KNOWN: Final = select(pseudonym.c.digest).where(pseudonym.c.message == bindparam("mine"))
 
 
 def make_key(folder: Path) -> bytes:
@@ -80,4 +83,4 @@ def note(connection: Connection, key: str, some: Iterable[str]) -> None:
 
 def known(connection: Connection, key: str) -> set[str]:
     """Under which pseudonyms an item is found."""
-    return set(connection.scalars(select(pseudonym.c.digest).where(pseudonym.c.message == key)))
+    return set(connection.scalars(_KNOWN, {"mine": key}))

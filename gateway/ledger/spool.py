@@ -147,7 +147,12 @@ class Commit:
         self.key = key
         self.error: Exception | None = None
         self.done = done
+        self._claim = threading.Lock()
         self._settled = threading.Event()
+
+    def claim(self) -> bool:
+        """Tell whether the caller is the first who wants to settle it; all others wait."""
+        return self._claim.acquire(blocking=False)
 
     def wait(self) -> None:
         """Wait in a thread until the bytes are durable.
@@ -158,11 +163,6 @@ class Commit:
         self._settled.wait()
         if self.error is not None:
             raise self.error
-
-    @property
-    def settled(self) -> bool:
-        """Nothing more happens to it."""
-        return self._settled.is_set()
 
     def settle(self) -> None:
         """Let those go on who wait in a thread."""
@@ -240,9 +240,14 @@ class Spool:
         return Commit(draft, f"{hour}/{draft.path.name}{suffix}", done)
 
     def settle(self, commit: Commit) -> None:
-        """Make one draft durable, once, in the thread that calls; after an error it is gone, and ``wait`` raises it."""
-        if not commit.settled:
+        """Make one draft durable, by the first thread that asks; the others wait for it.
+
+        Raises:
+            OSError: The disk did not take it; it is gone.
+        """
+        if commit.claim():
             self._settle([commit])
+        commit.wait()
 
     def path(self, key: str) -> Path:
         """Where the bytes of a key lie. Bytes are reached only this way."""

@@ -245,11 +245,10 @@ class Compose:
         caller, now = received.caller, datetime.now(UTC)
         peers = (caller.peer, caller.calling, caller.called)
         arrival = Arrival(self._instance(received, file.key), file.key, course, door, *peers, now)
+        ready = partial(self.spool.settle, file)
         if received.draft.is_large:
-            self.spool.settle(file)  # first: all who write to the ledger would wait for it
-        pending = self.ledger.offer(collections.accept, arrival, file.wait)
-        self.spool.settle(file)
-        if not pending.result(patience):
+            ready()  # first: all who write to the ledger would wait for it
+        if not self.ledger.commit(collections.accept, arrival, ready, patience):
             received.draft.discard()  # the same instance once more: one is enough
 
     async def take_files(self, partner: str, paths: Sequence[Path], who: str) -> list[str | None]:

@@ -63,7 +63,6 @@ class Taker:
             return status
         file = self.spool.prepare(received.draft, ".dcm")
         self.spool.settle(file)
-        file.wait()
         self.received.append((received, self.spool.path(file.key)))
         return 0
 
