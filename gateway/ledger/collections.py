@@ -82,7 +82,7 @@ _SEEN: Final = (
     select(instance.c.sop_instance, delivery.c.destination, instance.c.message)
     .add_columns(instance.c.transfer_syntax, instance.c.data_set_sha256, delivery.c.outcome)
     .join(delivery, (delivery.c.message == instance.c.message) & (delivery.c.number == instance.c.number))
-    .where(instance.c.sop_instance.in_(bindparam("uids", expanding=True)), is_mail(delivery.c.destination))
+    .where(instance.c.sop_instance == bindparam("uid"), is_mail(delivery.c.destination))
 )
 _FIND: Final = (
     select(collection)
@@ -113,12 +113,21 @@ def accept(connection: Connection, arrivals: Sequence[Arrival]) -> list[bool]:
 
 @dataclass(slots=True)
 class _Collection:
-    """An open collection while a burst is written down."""
+    """An open collection while a burst is written down.
+
+    Attributes:
+        id: Of the item.
+        facts: When it came, and how big it is.
+        count: Instances in it.
+        names: Pseudonyms it is found under; None until somebody has to know.
+        changed: Instances have joined that its row does not tell of yet.
+        renamed: So have pseudonyms.
+    """
 
     id: str
     facts: Facts
     count: int
-    names: set[str]
+    names: set[str] | None = None
     changed: bool = False
     renamed: bool = False
 
@@ -158,7 +167,7 @@ class _Burst:
                 self._connection.execute(_GROW_ITEM, {"mine": one.id, "size": one.facts.size})
                 one.changed = False
             if one is not None and one.renamed:
-                pseudonyms.note(self._connection, one.id, one.names)
+                pseudonyms.note(self._connection, one.id, one.names or ())
                 one.renamed = False
 
     def _join(self, arrival: Arrival, partner: str, address: str) -> bool:
@@ -186,9 +195,11 @@ class _Burst:
         mine.count += 1
         mine.facts = Facts(mine.facts.opened_at, max(mine.facts.last_at, at), mine.facts.size + one.size)
         mine.changed = True
-        if not mine.names.issuperset(one.pseudonyms):
+        if one.pseudonyms:
+            if mine.names is None:
+                mine.names = pseudonyms.known(self._connection, mine.id)
+            mine.renamed |= not mine.names.issuperset(one.pseudonyms)
             mine.names.update(one.pseudonyms)
-            mine.renamed = True
         state: dict[str, Any] = {"outcome": Outcome.WAITING, "code": None, "next_attempt": at, "closed_at": None}
         if reused:
             state = {"outcome": Outcome.HELD, "code": "reused-uid", "next_attempt": None, "closed_at": at}
@@ -201,10 +212,8 @@ class _Burst:
 def _seen(connection: Connection, uids: set[str]) -> dict[tuple[str, str], list[tuple[str, Content, bool]]]:
     """Find what was taken in under these UIDs for each partner: where, its content, and whether it counts as known."""
     found: dict[tuple[str, str], list[tuple[str, Content, bool]]] = {}
-    some = sorted(uids)
-    for at in range(0, len(some), MOST_AT_ONCE):
-        rows = connection.execute(_SEEN, {"uids": some[at : at + MOST_AT_ONCE]})
-        for uid, name, key, syntax, digest, outcome in rows:
+    for mine in uids:  # one by one: for a lone instance, the usual case, a list would cost more than the question
+        for uid, name, key, syntax, digest, outcome in connection.execute(_SEEN, {"uid": mine}):
             counts = outcome in {Outcome.DELIVERED, Outcome.WAITING}
             found.setdefault((uid, name), []).append((key, (syntax, digest), counts))
     return found
@@ -216,7 +225,7 @@ def _find(connection: Connection, place: tuple[str, str, str]) -> _Collection | 
     if row is None:
         return None
     facts = Facts(row.opened_at, row.last_at, row.size)
-    return _Collection(row.message, facts, row.instances, pseudonyms.known(connection, row.message))
+    return _Collection(row.message, facts, row.instances)
 
 
 def _begin(connection: Connection, arrival: Arrival, partner: str, address: str) -> _Collection:
@@ -233,7 +242,7 @@ def _begin(connection: Connection, arrival: Arrival, partner: str, address: str)
     text = f"first instance from {arrival.calling} by {arrival.door}, route {course.route}, for {partner}{late}"
     tell(connection, at, "collecting", text, message=key)
     tickets.put(connection, f"compose:{key}", grouping.due(Facts(at, at, 0), course.rules, at))
-    return _Collection(key, Facts(at, at, 0), 0, set())
+    return _Collection(key, Facts(at, at, 0), 0)
 
 
 def _message(key: str, arrival: Arrival, partner: str, address: str) -> dict[str, Any]:

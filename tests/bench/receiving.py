@@ -1,9 +1,10 @@
 """How fast instances come in, side by side with DCMTK's storescp, Orthanc and the disk: run it, and read the ratios.
 
-DCMTK's storescu sends the same files to each in turns, so that whatever else the machine does meets all. Ours syncs the
-file, renames it, syncs the folder and commits a row before each answer; `storescp +B` syncs nothing. The disk's own
-limit is measured in the same round: the same files written, synced, renamed and a row committed, one after another.
-Seconds of one run mean nothing; the ratios are medians of the rounds: above 1 we are faster.
+DCMTK's storescu sends the same files to each in turns, so that whatever else the machine does meets all; before each
+turn all that the one before left in memory is put on disk. Ours syncs the file, renames it, syncs the folder and
+commits a row before each answer; `storescp +B` syncs nothing. The disk's own limit is measured in the same round: the
+same files written, synced, renamed and a row committed, one after another. Seconds of one run mean nothing; the ratios
+are medians of the rounds: above 1 we are faster.
 
     python tests/bench/receiving.py [--rounds N] [--small] [--no-orthanc]
 """
@@ -191,6 +192,7 @@ def measure(title: str, paths: list[Path], runs: dict[str, Callable[[], float]],
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
+            os.sync()  # what the one before left unwritten is not to be paid by the next
             seconds = run()
             if turn:
                 times[name].append(seconds)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +392,20 @@ def together(connection: Connection, items: list[str]) -> list[str]:
     return [note(item)(connection) for item in items]
 
 
+def commit(ledger: Ledger, name: str, ready: Callable[[], None] = lambda: None) -> Future[str]:
+    """Let a thread of its own commit a name."""
+    done: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(ledger.commit(together, name, ready, 10))
+        except Exception as error:  # noqa: BLE001 - the one who reads the result gets it
+            done.set_exception(error)
+
+    threading.Thread(target=run).start()
+    return done
+
+
 async def test_a_change_is_committed_when_its_bytes_are_ready(ledger: Ledger) -> None:
     """Its rows are made while the disk works, and nobody sees them before (R1, R20)."""
     asked, ready = threading.Event(), threading.Event()
@@ -399,7 +414,7 @@ async def test_a_change_is_committed_when_its_bytes_are_ready(ledger: Ledger) ->
         asked.set()
         assert ready.wait(10)
 
-    done = ledger.offer(together, "a", wait)
+    done = commit(ledger, "a", wait)
     assert await asyncio.to_thread(asked.wait, 10)
     assert not done.done()
     assert await ledger.read(names) == set()
@@ -408,32 +423,77 @@ async def test_a_change_is_committed_when_its_bytes_are_ready(ledger: Ledger) ->
     assert await ledger.read(names) == {"a"}
 
 
+class Holding:
+    """Keeps the turn until it is released, and counts who got ready meanwhile."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.asked, self.free = threading.Event(), threading.Event()
+        self.waiting = threading.Semaphore(0)
+        self.done = commit(ledger, "first", self._wait)
+
+    def _wait(self) -> None:
+        self.asked.set()
+        assert self.free.wait(10)
+
+    def ready(self) -> None:
+        self.waiting.release()
+
+    async def start(self) -> None:
+        assert await asyncio.to_thread(self.asked.wait, 10)
+
+    async def gather(self, count: int) -> None:
+        for _ in range(count):
+            assert await asyncio.to_thread(self.waiting.acquire, timeout=10)
+
+
 async def test_a_change_whose_bytes_are_lost_fails_alone(ledger: Ledger) -> None:
     """The disk's error reaches the one who offered it; its neighbours in the transaction are kept (R1)."""
-    first = threading.Event()
+    holding = Holding(ledger)
+    await holding.start()
 
     def fail() -> None:
+        holding.ready()
         raise OSError(5, "Input/output error")
 
-    hold = ledger.offer(together, "first", lambda: assert_set(first))
-    offers = [ledger.offer(together, "a", lambda: None), ledger.offer(together, "b", fail)]
+    lost = commit(ledger, "b", fail)
+    kept = [commit(ledger, name, holding.ready) for name in ("a", "d")]
     written = asyncio.create_task(ledger.write(note("c")))
-    await asyncio.sleep(0)
-    first.set()
-    assert await asyncio.to_thread(hold.result, 10) == "first"
-    assert await asyncio.to_thread(offers[0].result, 10) == "a"
+    await holding.gather(3)
+    holding.free.set()
+    assert await asyncio.to_thread(holding.done.result, 10) == "first"
+    assert [await asyncio.to_thread(one.result, 10) for one in kept] == ["a", "d"]
     with pytest.raises(OSError, match="Input/output error"):
-        await asyncio.to_thread(offers[1].result, 10)
+        await asyncio.to_thread(lost.result, 10)
     assert await written == "c"
-    assert await ledger.read(names) == {"first", "a", "c"}
+    assert await ledger.read(names) == {"first", "a", "c", "d"}
 
 
-def assert_set(event: threading.Event) -> None:
-    assert event.wait(10)
+async def test_threads_that_wait_for_their_turn_share_a_commit(ledger: Ledger) -> None:
+    """One of them commits for all, and their bytes get durable while they wait (R1)."""
+    commits = Commits(ledger.engine)
+    holding = Holding(ledger)
+    await holding.start()
+    others = [commit(ledger, f"{key}", holding.ready) for key in range(20)]
+    await holding.gather(20)
+    holding.free.set()
+    assert [await asyncio.to_thread(one.result, 10) for one in others] == [f"{key}" for key in range(20)]
+    assert commits.count == 2
 
 
-async def test_an_offer_that_puts_a_ticket_wakes_the_loop(ledger: Ledger) -> None:
-    """Also when a thread made it; and a ledger that is closed takes none."""
+async def test_a_thread_waits_for_its_turn_only_so_long(ledger: Ledger) -> None:
+    """A disk that hangs hangs no sender for ever; what was handed in may be kept yet, with the next one (R4)."""
+    holding = Holding(ledger)
+    await holding.start()
+    with pytest.raises(TimeoutError):
+        await asyncio.to_thread(ledger.commit, together, "late", lambda: None, 0.05)
+    holding.free.set()
+    assert await asyncio.to_thread(holding.done.result, 10) == "first"
+    assert await asyncio.to_thread(ledger.commit, together, "next", lambda: None, 10) == "next"
+    assert await ledger.read(names) == {"first", "late", "next"}
+
+
+async def test_a_change_of_a_thread_that_puts_a_ticket_wakes_the_loop(ledger: Ledger) -> None:
+    """Whoever made it; and a ledger that is closed takes none."""
     woken = asyncio.Event()
     ledger.on_commit = woken.set
     await ledger.write(note("the loop is known"))
@@ -442,9 +502,9 @@ async def test_an_offer_that_puts_a_ticket_wakes_the_loop(ledger: Ledger) -> Non
         connection.info["ticket"] = True
         return items
 
-    ledger.offer(put, "a", lambda: None).result(10)
+    assert await asyncio.to_thread(ledger.commit, put, "a", lambda: None, 10) == "a"
     async with asyncio.timeout(10):
         await woken.wait()
     ledger.close()
     with pytest.raises(LedgerError, match="closed"):
-        ledger.offer(put, "a", lambda: None)
+        ledger.commit(put, "a", lambda: None, 10)
