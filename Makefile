@@ -68,7 +68,9 @@ lock: .venv/test  ## Choose the newest dependencies anew and write down their ha
 	echo setuptools | $(BIN)/uv pip compile $(LOCK) --extra postgresql --extra test --constraint requirements.lock \
 	  --output-file requirements-test.lock pyproject.toml -
 
-LOCK := --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
+# With the extras, because pip 23 (Debian 12) takes a package that is locked without the extra somebody wants of it for
+# another one, looks for its newest version, and refuses that one for want of a hash.
+LOCK := --quiet --upgrade --generate-hashes --universal --python-version 3.11 --no-strip-extras \
   --no-emit-index-url --no-annotate --custom-compile-command 'make lock'
 
 peers:

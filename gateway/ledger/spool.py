@@ -82,7 +82,8 @@ class Draft:
     def begin_sync(self) -> None:
         """Start putting the bytes on disk, without waiting."""
         self._flush()
-        self._begin_writeback()
+        if self._begun < self.size:
+            self._begin_writeback()
 
     def sync(self) -> None:
         """Put the bytes on disk and close the file; close may fail on network disks, and then they are not ours."""
