@@ -99,7 +99,7 @@ class _Change:
 
 
 class Ledger:
-    """The domain tables behind one writer thread and a few readers.
+    """The domain tables behind one connection that writes and a few that read.
 
     Args:
         engine: From ``connect``; its schema is current.
@@ -175,13 +175,14 @@ class Ledger:
             if not self._turn.acquire(timeout=patience):
                 raise TimeoutError
         try:
-            self._commit_offers()
+            while not mine.done.done():  # of very many that wait, another may have left us for the next transaction
+                self._commit_offers()
         finally:
             self._turn.release()
         return cast("T", mine.done.result())
 
     def _put(self, change: _Change) -> None:
-        if self._closed:
+        if not self._writer.is_alive():
             raise LedgerError("the ledger is closed")
         self._changes.put(change)
 
@@ -225,6 +226,8 @@ class Ledger:
         self._changes.close()
         self._writer.join()
         with self._turn:
+            while self._offers:  # of threads that wait for their turn, or gave up waiting
+                self._commit_offers()
             self._closed = True
             self._connection.close()
         self._readers.shutdown()

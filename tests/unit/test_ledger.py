@@ -480,6 +480,19 @@ async def test_threads_that_wait_for_their_turn_share_a_commit(ledger: Ledger) -
     assert commits.count == 2
 
 
+async def test_of_many_threads_none_is_left_behind(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction takes only so many; whoever is not among them has its own (R1)."""
+    monkeypatch.setattr(ledgers, "MOST_CHANGES", 3)
+    commits = Commits(ledger.engine)
+    holding = Holding(ledger)
+    await holding.start()
+    others = [commit(ledger, f"{key}", holding.ready) for key in range(20)]
+    await holding.gather(20)
+    holding.free.set()
+    assert [await asyncio.to_thread(one.result, 10) for one in others] == [f"{key}" for key in range(20)]
+    assert commits.count == 8
+
+
 async def test_a_thread_waits_for_its_turn_only_so_long(ledger: Ledger) -> None:
     """A disk that hangs hangs no sender for ever; what was handed in may be kept yet, with the next one (R4)."""
     holding = Holding(ledger)
@@ -490,6 +503,21 @@ async def test_a_thread_waits_for_its_turn_only_so_long(ledger: Ledger) -> None:
     assert await asyncio.to_thread(holding.done.result, 10) == "first"
     assert await asyncio.to_thread(ledger.commit, together, "next", lambda: None, 10) == "next"
     assert await ledger.read(names) == {"first", "late", "next"}
+
+
+async def test_what_a_thread_gave_up_waiting_for_is_committed_at_the_end(url: str) -> None:
+    """Closing commits all that was handed in, in whoever's name (R1)."""
+    ledger = Ledger(connect(url))
+    holding = Holding(ledger)
+    await holding.start()
+    with pytest.raises(TimeoutError):
+        await asyncio.to_thread(ledger.commit, together, "late", lambda: None, 0.05)
+    holding.free.set()
+    assert await asyncio.to_thread(holding.done.result, 10) == "first"
+    ledger.close()
+    with connect(url).connect() as connection:
+        assert names(connection) == {"first", "late"}
+    connection.engine.dispose()
 
 
 async def test_a_change_of_a_thread_that_puts_a_ticket_wakes_the_loop(ledger: Ledger) -> None:
