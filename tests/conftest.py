@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,10 @@ from orthanc import Orthanc
 from peer import Start
 from postgresql import PostgreSQL
 from samples import Samples
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell without job control starts what runs in the background deaf to Ctrl-C, and so are all its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

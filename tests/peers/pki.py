@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa, x
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-"""When messages arrive in the tests."""
+NOW = datetime.now(UTC).replace(microsecond=0)
+"""When messages arrive in the tests: the clock's time, for the peers sign by the clock."""
 
 DAY = timedelta(days=1)
 SIGN = ("digital_signature", "content_commitment")
