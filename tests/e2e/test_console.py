@@ -130,6 +130,10 @@ def test_the_page_cannot_be_framed_and_its_forms_cannot_be_forged(start: Start, 
     evil = page.context.new_page()
     with somebody_else(TRAP.format(desk.address)) as trap:
         evil.goto(trap)
+        for _ in range(100):  # the page may be there before its frame has given up
+            if evil.frames[1].url:
+                break
+            evil.wait_for_timeout(50)
         assert evil.frames[1].url.startswith("chrome-error:")
         with evil.expect_response(target) as answer:
             evil.get_by_role("button").click()
