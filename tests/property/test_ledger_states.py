@@ -110,7 +110,7 @@ class Gateway(RuleBasedStateMachine):
             refused = data.draw(st.sampled_from([None, None, None, *status.REFUSALS]))
             sent = Sent(work.id, None if refused else data.draw(st.none() | STATUSES), refused)
             verdict = status.judge(sent)
-            bounds = replace(BOUNDS, failures=verdict.tries)
+            bounds = replace(BOUNDS, alike=verdict.tries)
             outcomes.append(store.judge(work, sent, verdict, bounds, self.now - work.received_at, dice))
         deliveries.settle(self.connection, place, outcomes, window[answered:], self.now, self.now)
 
