@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, literal_column, select, update
 
 from gateway.core import grouping
 from gateway.core.grouping import Facts, Rules
 from gateway.ledger import pseudonyms, tickets
 from gateway.ledger.events import append, entry, tell
 from gateway.ledger.messages import new_id
+from gateway.ledger.prepared import Prepared
 from gateway.ledger.tables import MAIL, collection, delivery, instance, message
 from gateway.model import Direction, Instance, Outcome, Stage
 
@@ -71,29 +72,37 @@ class Arrival:
 
 def is_mail(column: Any) -> ColumnElement[bool]:
     """Whether a destination is a partner's mailbox."""
-    found: ColumnElement[bool] = column.like(f"{MAIL}%")
+    found: ColumnElement[bool] = column.like(literal_column(f"'{MAIL}%'"))
     return found
 
 
-_OPEN: Final = (message.c.outcome == Outcome.WAITING) & (message.c.stage == Stage.COMPOSE)
+# Written out, as above: SQLite plans a statement anew for each value that one of its plans could depend on.
+_OPEN: Final = (message.c.outcome == literal_column(f"'{Outcome.WAITING}'")) & (
+    message.c.stage == literal_column(f"'{Stage.COMPOSE}'")
+)
 
-# Written once: putting them together anew for each instance takes as long as the database does.
-_SEEN: Final = (
+# What runs with every instance.
+_SEEN: Final = Prepared(
     select(instance.c.sop_instance, delivery.c.destination, instance.c.message)
     .add_columns(instance.c.transfer_syntax, instance.c.data_set_sha256, delivery.c.outcome)
     .join(delivery, (delivery.c.message == instance.c.message) & (delivery.c.number == instance.c.number))
     .where(instance.c.sop_instance == bindparam("uid"), is_mail(delivery.c.destination))
 )
-_FIND: Final = (
-    select(collection)
+_FIND: Final = Prepared(
+    select(collection.c.message, collection.c.opened_at, collection.c.last_at, collection.c.size)
+    .add_columns(collection.c.instances)
     .join(message, message.c.id == collection.c.message)
     .where(collection.c.study == bindparam("study"), collection.c.route == bindparam("route"))
     .where(collection.c.partner == bindparam("partner"), collection.c.completed_at.is_(None), _OPEN)
 )
-_ADD: Final = insert(instance)
-_ADD_DELIVERY: Final = insert(delivery)
-_GROW: Final = update(collection).where(collection.c.message == bindparam("mine"))
-_GROW_ITEM: Final = update(message).where(message.c.id == bindparam("mine"))
+_ADD: Final = Prepared(insert(instance), instance.c.keys())
+_ADD_DELIVERY: Final = Prepared(
+    insert(delivery), ["message", "number", "destination", "outcome", "code", "next_attempt", "closed_at"]
+)
+_GROW: Final = Prepared(
+    update(collection).where(collection.c.message == bindparam("mine")), ["instances", "size", "last_at"]
+)
+_GROW_ITEM: Final = Prepared(update(message).where(message.c.id == bindparam("mine")), ["size"])
 
 
 def accept(connection: Connection, arrivals: Sequence[Arrival]) -> list[bool]:
@@ -155,16 +164,16 @@ class _Burst:
     def write(self) -> None:
         """Write down what was joined since the last time."""
         for statement, rows in ((_ADD, self._instances), (_ADD_DELIVERY, self._deliveries)):
-            if rows:
-                self._connection.execute(statement, rows)
+            for row in rows:
+                statement.run(self._connection, row)
         if self._story:
             append(self._connection, self._story)
         self._instances, self._deliveries, self._story = [], [], []
         for one in self._open.values():
             if one is not None and one.changed:
                 facts = {"instances": one.count, "size": one.facts.size, "last_at": one.facts.last_at}
-                self._connection.execute(_GROW, {"mine": one.id, **facts})
-                self._connection.execute(_GROW_ITEM, {"mine": one.id, "size": one.facts.size})
+                _GROW.run(self._connection, {"mine": one.id, **facts})
+                _GROW_ITEM.run(self._connection, {"mine": one.id, "size": one.facts.size})
                 one.changed = False
             if one is not None and one.renamed:
                 pseudonyms.note(self._connection, one.id, one.names or ())
@@ -200,9 +209,9 @@ class _Burst:
                 mine.names = pseudonyms.known(self._connection, mine.id)
             mine.renamed |= not mine.names.issuperset(one.pseudonyms)
             mine.names.update(one.pseudonyms)
-        state: dict[str, Any] = {"outcome": Outcome.WAITING, "code": None, "next_attempt": at, "closed_at": None}
+        state: dict[str, Any] = {"outcome": Outcome.WAITING.value, "code": None, "next_attempt": at, "closed_at": None}
         if reused:
-            state = {"outcome": Outcome.HELD, "code": "reused-uid", "next_attempt": None, "closed_at": at}
+            state = {"outcome": Outcome.HELD.value, "code": "reused-uid", "next_attempt": None, "closed_at": at}
             text = f"instance {mine.count} is held: its SOP Instance UID is known with other content"
             self._story.append(entry(at, "held", text, message=mine.id))
         self._instances.append(_values(mine.id, mine.count, one, arrival.blob))
@@ -213,7 +222,7 @@ def _seen(connection: Connection, uids: set[str]) -> dict[tuple[str, str], list[
     """Find what was taken in under these UIDs for each partner: where, its content, and whether it counts as known."""
     found: dict[tuple[str, str], list[tuple[str, Content, bool]]] = {}
     for mine in uids:  # one by one: for a lone instance, the usual case, a list would cost more than the question
-        for uid, name, key, syntax, digest, outcome in connection.execute(_SEEN, {"uid": mine}):
+        for uid, name, key, syntax, digest, outcome in _SEEN.ask(connection, {"uid": mine}):
             counts = outcome in {Outcome.DELIVERED, Outcome.WAITING}
             found.setdefault((uid, name), []).append((key, (syntax, digest), counts))
     return found
@@ -221,11 +230,11 @@ def _seen(connection: Connection, uids: set[str]) -> dict[tuple[str, str], list[
 
 def _find(connection: Connection, place: tuple[str, str, str]) -> _Collection | None:
     study, route, partner = place
-    row = connection.execute(_FIND, {"study": study, "route": route, "partner": partner}).one_or_none()
-    if row is None:
+    rows = _FIND.ask(connection, {"study": study, "route": route, "partner": partner})
+    if not rows:
         return None
-    facts = Facts(row.opened_at, row.last_at, row.size)
-    return _Collection(row.message, facts, row.instances)
+    ((key, opened_at, last_at, size, instances),) = rows
+    return _Collection(key, Facts(opened_at, last_at, size), instances)
 
 
 def _begin(connection: Connection, arrival: Arrival, partner: str, address: str) -> _Collection:

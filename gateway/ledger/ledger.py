@@ -414,7 +414,8 @@ def _prepare_sqlite(engine: Engine, path: Path) -> None:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
+        driver: Any = connection.connection.driver_connection  # with every instance: past what others need
+        driver.execute("BEGIN")
 
     try:
         with engine.connect() as connection:

@@ -17,13 +17,14 @@ from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from gateway.core import pseudonym as words
 from gateway.errors import GatewayError
+from gateway.ledger.prepared import Prepared
 from gateway.ledger.tables import pseudonym
 
 KEY: Final = "search.key"
 """The name of the key's file in the data folder."""
 
-# Written once: it is asked for every instance of a modality, and putting it together takes longer than the answer.
-_KNOWN: Final = select(pseudonym.c.digest).where(pseudonym.c.message == bindparam("mine"))
+# Asked with every instance of a modality.
+_KNOWN: Final = Prepared(select(pseudonym.c.digest).where(pseudonym.c.message == bindparam("mine")))
 
 
 def make_key(folder: Path) -> bytes:
@@ -83,4 +84,4 @@ def note(connection: Connection, key: str, some: Iterable[str]) -> None:
 
 def known(connection: Connection, key: str) -> set[str]:
     """Under which pseudonyms an item is found."""
-    return set(connection.scalars(_KNOWN, {"mine": key}))
+    return {digest for (digest,) in _KNOWN.ask(connection, {"mine": key})}
