@@ -8,6 +8,7 @@ the disk, and the conservation proof is made on the copy (R34).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -81,6 +82,16 @@ class _Copy:
                 out.write(block)
                 self.size += len(block)
         self.sums[name] = digest.hexdigest()
+
+    def lacks(self, name: str) -> bool:
+        """Tell whether a file was not copied, or has grown since: instances are appended to a segment."""
+        if name not in self.sums:
+            return True
+        with contextlib.suppress(FileNotFoundError):
+            if (self.source / name).stat().st_size > (self.target / name).stat().st_size:
+                self.drop(name)
+                return True
+        return False
 
     def drop(self, name: str) -> None:
         """Take a file out again."""
@@ -185,7 +196,7 @@ def _copy_ledger_and_spool(copy: _Copy) -> set[str]:
         try:
             with engine.connect() as connection:
                 needed = _needed(connection)
-                absent = {key for key in needed if f"spool/{key}" not in copy.sums and not copy.take(f"spool/{key}")}
+                absent = {key for key in needed if copy.lacks(f"spool/{key}") and not copy.take(f"spool/{key}")}
                 undecided = absent & _needed(connection, undecided=True)
         finally:
             engine.dispose()

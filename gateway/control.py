@@ -28,7 +28,7 @@ from gateway.config import Configuration
 from gateway.errors import GatewayError, LedgerError, UsageError
 from gateway.ledger import deliveries, inventory, restoration, verbs
 from gateway.ledger.ledger import Lock, connect, schema
-from gateway.ledger.spool import held_bytes, wipe
+from gateway.ledger.spool import Scrap, held_bytes, wipe
 from gateway.ledger.submissions import RELAY
 from gateway.ledger.tables import metadata
 
@@ -155,8 +155,8 @@ def _demand_release(connection: Connection, path: Path) -> None:
 # Changes
 
 
-def change(connection: Connection, verb: str, arguments: Mapping[str, Any], who: str) -> list[str]:
-    """Do one change inside a transaction; return the spool keys that are to be wiped after it is committed.
+def change(connection: Connection, verb: str, arguments: Mapping[str, Any], who: str) -> list[Scrap]:
+    """Do one change inside a transaction; return the bytes that are to be wiped after it is committed.
 
     Raises:
         GatewayError: The verb has no meaning for this id now.
@@ -170,10 +170,10 @@ def change(connection: Connection, verb: str, arguments: Mapping[str, Any], who:
         case "release", {"id": key}:
             verbs.release(connection, key, now, who)
         case "drop", {"id": key, **rest}:
-            blobs = verbs.drop(connection, key, now, who)
+            scraps = verbs.drop(connection, key, now, who)
             if rest.get("erase"):
                 verbs.erased(connection, key, now, who)
-                return blobs
+                return scraps
         case "resolve", {"id": key, "verdict": ("delivered" | "resend" | "dropped") as verdict}:
             verbs.resolve(connection, key, verdict, now, who)
         case (("pause" | "resume"), {"ae": name}):
@@ -223,9 +223,9 @@ def _do_alone(configuration: Configuration, verb: str, arguments: Mapping[str, A
         engine = connect(ledger_url(configuration))
         try:
             with engine.begin() as connection:
-                blobs = change(connection, verb, arguments, person(os.getuid()))
-            for blob in blobs:
-                wipe(spool_root(configuration), blob)
+                scraps = change(connection, verb, arguments, person(os.getuid()))
+            for scrap in scraps:
+                wipe(spool_root(configuration), scrap)
             with engine.connect() as connection:
                 return describe(connection, arguments)
         except (SQLAlchemyError, OSError) as error:

@@ -453,6 +453,7 @@ class Service:
         crashed = await self.ledger.write(lambda c: _begin(c, now))
         if crashed:
             await self.ledger.read(demand_health)
+            await self.janitor.cut_segments()
             self.store.not_before = self.submit.not_before = now + GRACE_AFTER_CRASH
             log.warning("recovered", reason="unclean-stop")
         if kind := await self.ledger.write(lambda c: restoration.begin(c, control.lanes(self.configuration), now)):
@@ -698,9 +699,8 @@ class Service:
         if verb in partners.CHANGES:
             return await self._change_partner(verb, arguments, who)
         arguments = control.resolve_lane(self.configuration, arguments)
-        blobs = await self.ledger.write(lambda c: control.change(c, verb, arguments, who))
-        for blob in blobs:
-            await asyncio.to_thread(self.spool.remove, blob)
+        scraps = await self.ledger.write(lambda c: control.change(c, verb, arguments, who))
+        await asyncio.to_thread(self.spool.erase, scraps)
         log.info("operator", verb=verb, id=arguments.get("id"))
         return await self.ledger.read(lambda c: control.describe(c, arguments))
 

@@ -1,7 +1,7 @@
 """Collections in the ledger: what came of one study by one route for one partner, until it is composed into mails.
 
 A collection is an item like a mail: a row in ``message`` with its instances and deliveries. The files lie in the spool
-by themselves, and the collections of several partners share them.
+by themselves or one behind another, and the collections of several partners share them.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Arrival:
     """An instance whose file lies in the spool and waits for its rows.
 
     Attributes:
-        instance: What it is; its file is the whole of the blob.
-        blob: Its key in the spool.
+        instance: What it is; its file is a range of the blob.
+        blob: The key in the spool.
         course: Where it goes.
         door: The section that took it: ``storescp``, or ``send``.
         peer: Address of the peer, without port.
@@ -292,7 +292,7 @@ def _values(key: str, number: int, one: Instance, blob: str) -> dict[str, Any]:
         "data_set_sha256": one.data_set_sha256,
         "part": one.part,
         "file_id": None,
-        "start": 0,
+        "start": one.file.start,
         "data_set": one.data_set,
         "size": one.size,
         "blob": blob,
@@ -373,7 +373,8 @@ class Kept:
 
     Attributes:
         number: Within the collection.
-        blob: Its key in the spool.
+        blob: The key in the spool.
+        start: Where in it the file begins.
         sop_class: SOP Class UID.
         sop_instance: SOP Instance UID.
         study: Study Instance UID.
@@ -387,6 +388,7 @@ class Kept:
 
     number: int
     blob: str
+    start: int
     sop_class: str
     sop_instance: str
     study: str

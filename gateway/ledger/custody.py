@@ -40,7 +40,7 @@ class Received:
         data_set_sha256: Of the data set (what "the same instance" means), in hexadecimal.
         data_set: Offset of the data set in the file.
         identity: What people search it by.
-        draft: The file, written, not synced. Whoever accepts it commits or discards it.
+        draft: The file, or its place in a segment, written, not synced. Whoever accepts it commits or discards it.
     """
 
     caller: Caller

@@ -18,7 +18,7 @@ from gateway.ledger.events import tell
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.messages import MISMATCH
 from gateway.ledger.notices import close_notice, open_notice
-from gateway.ledger.spool import Spool
+from gateway.ledger.spool import Scrap, Spool
 from gateway.ledger.tables import collection, delivery, event, finding, instance, message, pseudonym, submission, total
 from gateway.model import Direction, Outcome
 
@@ -56,14 +56,34 @@ class Janitor:
         return len(missing)
 
     async def purge(self, now: datetime, retention: timedelta, remember: timedelta) -> int:
-        """Delete the bytes of what was done long ago, then rows nobody must know again; return how many files went."""
+        """Delete the bytes of what was done long ago, then rows nobody must know again.
+
+        Returns:
+            How many files went, or instances in segments.
+        """
         count = 0
-        while keys := await self.ledger.write(lambda c: _purge_bytes(c, now, now - retention)):
+        while scraps := await self.ledger.write(lambda c: _purge_bytes(c, now, now - retention)):
             # The rows say so already: a crash here leaves bytes without a need, which the sweep takes.
-            await asyncio.to_thread(self.spool.remove_all, keys)
-            count += len(keys)
+            await asyncio.to_thread(self.spool.erase, scraps)
+            count += len(scraps)
         while await self.ledger.write(lambda c: _purge_rows(c, now - max(remember, retention))):
             pass
+        return count
+
+    async def cut_segments(self) -> int:
+        """Delete what lies in segments behind the last instance that has a row; return of how many segments.
+
+        After a crash, before a door opens: it was on its way in, and never acknowledged.
+        """
+        segments = await asyncio.to_thread(lambda: list(self.spool.segments()))
+        count = 0
+        for at in range(0, len(segments), MOST_ROWS):
+            some = dict(segments[at : at + MOST_ROWS])
+            ends = await self.ledger.read(partial(_ends, keys=list(some)))
+            for key, size in some.items():
+                if size > ends.get(key, 0):
+                    await asyncio.to_thread(self.spool.cut, key, ends.get(key, 0))
+                    count += 1
         return count
 
     async def sweep(self, now: datetime) -> int:
@@ -118,19 +138,19 @@ def note_room(connection: Connection, now: datetime, *, low: bool) -> None:
         close_notice(connection, now, "disk-low", "spool")
 
 
-def _purge_bytes(connection: Connection, now: datetime, before: datetime) -> list[str]:
+def _purge_bytes(connection: Connection, now: datetime, before: datetime) -> list[Scrap]:
     done = message.c.outcome.in_(_DONE) & (message.c.closed_at < before) & message.c.purged_at.is_(None)
     rows = connection.execute(
         select(message.c.id, message.c.blob, message.c.instances_blob).where(done).limit(MOST_ROWS)
     )
     found = rows.all()
-    blobs: list[str] = submissions.blobs(connection, [row.id for row in found]) if found else []
+    scraps = submissions.scraps(connection, [row.id for row in found]) if found else []
     for key, *mine in found:
         connection.execute(update(message).where(message.c.id == key).values(purged_at=now))
         close_notice(connection, now, MISMATCH, key)
         tell(connection, now, "purged", "its bytes were deleted: the time to keep them is over", message=key)
-        blobs += [blob for blob in mine if blob]
-    return blobs
+        scraps += [Scrap(blob) for blob in mine if blob]
+    return scraps
 
 
 def _purge_rows(connection: Connection, before: datetime) -> int:
@@ -155,6 +175,11 @@ def _add_total(connection: Connection, unit: str, outcome: str, count: int) -> N
     mine = (total.c.unit == unit) & (total.c.outcome == outcome)
     if connection.execute(update(total).where(mine).values(count=total.c.count + count)).rowcount == 0:
         connection.execute(insert(total).values(unit=unit, outcome=outcome, count=count))
+
+
+def _ends(connection: Connection, keys: list[str]) -> dict[str, int]:
+    mine = select(instance.c.blob, func.max(instance.c.start + instance.c.size)).where(instance.c.blob.in_(keys))
+    return {blob: end for blob, end in connection.execute(mine.group_by(instance.c.blob))}  # noqa: C416  rows are no pairs to mypy
 
 
 def _needed(connection: Connection, keys: list[str]) -> set[str]:

@@ -5,6 +5,11 @@ row committed that speaks of it, and only after that commit does anybody say yes
 (never acknowledged, swept by the janitor) but never a row without bytes. The new name comes before the sync of the
 file, so that one commit of the file system's journal holds both.
 
+What one sender sends instance by instance is appended to a *segment*: a file that has its final name, in a synced
+folder, before the first byte comes. So an instance costs one sync, no new file, no rename and no sync of a folder. Its
+row says where in the segment it lies. Of a segment nothing is deleted but by punching a hole, and the file goes when no
+row speaks of it.
+
 Files that are ready at the same moment share their syncs: one thread does them, and what arrives while it works forms
 its next batch. In a batch writeback is begun for all files before the first is waited for, so that one commit of the
 file system's journal serves all of them, and then their folder is synced once.
@@ -23,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +47,12 @@ MOST_FILES: Final = 64
 SMALL: Final = 64 << 10
 """Bytes that a draft keeps in memory: most mails never cost their writer a system call."""
 
+SEGMENT: Final = 64 << 20
+"""Bytes of a segment behind which no further instance begins."""
+
+SEGMENT_SUFFIX: Final = ".seg"
+"""Ends the key of a segment."""
+
 
 class Draft:
     """A file on its way into the spool: written by one owner, invisible until it is committed.
@@ -48,6 +60,12 @@ class Draft:
     Not for several threads at once. Whoever makes a draft commits or discards it. The file appears when the draft
     outgrows ``SMALL``, or is synced; until then another process may write it in our place, by its path.
     """
+
+    start = 0
+    """Where in the file it begins."""
+
+    placed = False
+    """It lies under its final name, in a folder that is synced."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -93,6 +111,11 @@ class Draft:
         finally:
             self._close()
 
+    def read(self, offset: int, size: int) -> bytes:
+        """Read back what was written."""
+        self._flush()
+        return os.pread(self._file, size, self.start + offset)
+
     def discard(self) -> None:
         """Forget the file. Safe to call at any time, also twice."""
         self._discarded = True
@@ -113,7 +136,7 @@ class Draft:
     def _begin_writeback(self) -> None:
         # Not posix_fadvise: it would also drop the pages, and the message is read right after it was accepted.
         # Only advice: when it fails, the sync does all the work.
-        _libc.sync_file_range(self._file, _Offset(self._begun), _Offset(0), _SYNC_FILE_RANGE_WRITE)
+        _libc.sync_file_range(self._file, _Offset(self.start + self._begun), _Offset(0), _SYNC_FILE_RANGE_WRITE)
         self._begun = self.size
 
     def _close(self) -> None:
@@ -122,15 +145,141 @@ class Draft:
             os.close(descriptor)
 
 
-_libc = ctypes.CDLL(None)
+class Segment:
+    """A file to which one sender's instances are appended, one after another. For one thread.
+
+    What is discarded is cut off again: the next instance begins where it began. After a disk has refused a sync nobody
+    knows what the file holds from there on, so no further instance begins in it.
+
+    Args:
+        key: By which it is reached.
+        path: Of the file, which is open and empty.
+        file: Its descriptor, owned from here on.
+        close: Called once when nothing is appended any more.
+    """
+
+    def __init__(self, key: str, path: Path, file: int, close: Callable[[Segment], None]) -> None:
+        self.key = key
+        self.path = path
+        self.file = file
+        self.broken = False
+        self._on_close = close
+        self._last: Slice | None = None
+
+    @property
+    def end(self) -> int:
+        """Where the next instance begins."""
+        return 0 if self._last is None else self._last.end
+
+    @property
+    def is_full(self) -> bool:
+        """No further instance begins here."""
+        return self.broken or self.end >= SEGMENT
+
+    def draft(self) -> Slice:
+        """Begin an instance behind the last one, which is whole or discarded."""
+        self._last = Slice(self, self.end)
+        return self._last
+
+    def close(self) -> None:
+        """Append nothing any more. A segment that holds nothing is deleted."""
+        os.close(self.file)
+        if not self.end:
+            _unlink(self.path)
+        self._on_close(self)
+
+
+class Slice(Draft):
+    """An instance on its way into a segment. It counts as there unless it is discarded."""
+
+    placed = True
+
+    def __init__(self, segment: Segment, start: int) -> None:
+        super().__init__(segment.path)
+        self.start = start
+        self._segment = segment
+        self._file = segment.file
+        self._written = 0
+
+    @property
+    def end(self) -> int:
+        """Offset behind its last byte."""
+        return self.start + (0 if self._discarded else self.size)
+
+    def write(self, block: bytes | bytearray | memoryview) -> None:
+        """Append a block. Raises OSError when the disk refuses it."""
+        self.size += len(block)
+        if self.size <= SMALL:
+            self._small += block
+            return
+        self._flush(block)
+        if self.size - self._begun >= WRITEBACK_EVERY:
+            self._begin_writeback()
+
+    def sync(self) -> None:
+        """Put the bytes on disk, and where they end."""
+        self._flush()
+        try:
+            os.fdatasync(self._file)
+        except OSError:
+            self._segment.broken = True  # the kernel has dropped what it could not write, and says so only once
+            raise
+
+    sync_ahead = sync
+
+    def discard(self) -> None:
+        """Cut it off again. Safe to call at any time, also twice."""
+        if not self._discarded:
+            self._discarded = True
+            self._small = bytearray()
+            with contextlib.suppress(OSError):  # what cannot be cut off is written over
+                os.ftruncate(self._file, self.start)
+
+    def _flush(self, block: bytes | bytearray | memoryview = b"") -> None:
+        if self._discarded:
+            raise FileNotFoundError(errno.ENOENT, "the draft was discarded")
+        for part in (self._small, block):
+            if part:
+                _write_all_at(self._file, part, self.start + self._written)
+                self._written += len(part)
+        if self._small:
+            self._small = bytearray()
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
 _Offset = ctypes.c_int64
 _SYNC_FILE_RANGE_WRITE: Final = 2
+_FALLOC_FL_KEEP_SIZE: Final = 1
+_FALLOC_FL_PUNCH_HOLE: Final = 2
 
 
 def _write_all(descriptor: int, block: bytes | bytearray | memoryview) -> None:
     view = memoryview(block)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _write_all_at(descriptor: int, block: bytes | bytearray | memoryview, offset: int) -> None:
+    view = memoryview(block)
+    while view:
+        size = os.pwrite(descriptor, view, offset)
+        offset += size
+        view = view[size:]
+
+
+@dataclass(frozen=True, slots=True)
+class Scrap:
+    """Bytes that nobody needs any more.
+
+    Attributes:
+        key: Of the file.
+        start: Where they begin.
+        size: How many they are; None: all of the file.
+    """
+
+    key: str
+    start: int = 0
+    size: int | None = None
 
 
 class Commit:
@@ -141,6 +290,8 @@ class Commit:
         key: By this its bytes are reached when they are durable.
         error: Why they are not; then they are gone.
         done: For one who waits on a loop.
+        lock: Held by the thread that settles it for those who wait in threads.
+        settled: It is durable, or gone.
     """
 
     def __init__(self, draft: Draft, key: str, done: asyncio.Future[str] | None = None) -> None:
@@ -148,26 +299,8 @@ class Commit:
         self.key = key
         self.error: Exception | None = None
         self.done = done
-        self._claim = threading.Lock()
-        self._settled = threading.Event()
-
-    def claim(self) -> bool:
-        """Tell whether the caller is the first who wants to settle it; all others wait."""
-        return self._claim.acquire(blocking=False)
-
-    def wait(self) -> None:
-        """Wait in a thread until the bytes are durable.
-
-        Raises:
-            OSError: The disk did not take them.
-        """
-        self._settled.wait()
-        if self.error is not None:
-            raise self.error
-
-    def settle(self) -> None:
-        """Let those go on who wait in a thread."""
-        self._settled.set()
+        self.lock = threading.Lock()
+        self.settled = False
 
     def attempt(self, step: Callable[[Commit], None]) -> None:
         """Take a step, unless one has failed; then the draft is gone."""
@@ -191,6 +324,7 @@ class Spool:
     """Bytes by key, in local files under one folder.
 
     A key is ``<hour>/<name>``: the folder of the hour keeps directories small, and lets a burst share one sync.
+    Segments that are open are in nobody's way: a sweep does not see them.
     Names are random and say nothing of their content (PRV-1).
 
     Raises:
@@ -205,6 +339,7 @@ class Spool:
         self.drafts.mkdir(mode=0o700)
         _sync_folder(root.parent)
         _sync_folder(root)
+        self._open: set[str] = set()  # keys of segments that may still grow
         self._hour: Path | None = None  # the last folder whose own entry is known to be on disk
         self.capacity = shutil.disk_usage(root).total
         """Bytes of the whole disk, as it was at the start."""
@@ -217,6 +352,35 @@ class Spool:
     def draft(self) -> Draft:
         """Begin a new file."""
         return Draft(self.drafts / secrets.token_hex(12))
+
+    def segment(self) -> Segment:
+        """Begin a segment. Blocks for a sync of its folder.
+
+        Raises:
+            OSError: The disk did not take it.
+        """
+        name = secrets.token_hex(12) + SEGMENT_SUFFIX
+        key = f"{_hour()}/{name}"
+        path = self.path(key)
+        self._see_to(path.parent)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._open.add(key)
+        try:
+            try:
+                file = os.open(path, flags, 0o600)
+            except FileNotFoundError:  # the folder was empty, and the sweep took it
+                self._make(path.parent)
+                file = os.open(path, flags, 0o600)
+            try:
+                _sync_folder(path.parent)
+            except OSError:
+                os.close(file)
+                _unlink(path)
+                raise
+        except OSError:
+            self._open.discard(key)
+            raise
+        return Segment(key, path, file, lambda segment: self._open.discard(segment.key))
 
     async def commit(self, draft: Draft, suffix: str) -> str:
         """Make a draft durable and return its key. After an error the draft is gone and nothing was kept.
@@ -237,8 +401,9 @@ class Spool:
 
     def prepare(self, draft: Draft, suffix: str, done: asyncio.Future[str] | None = None) -> Commit:
         """Give a draft its key. Nothing is durable before it is settled."""
-        hour = time.strftime("%Y%m%d%H", time.gmtime())
-        return Commit(draft, f"{hour}/{draft.path.name}{suffix}", done)
+        if draft.placed:
+            return Commit(draft, f"{draft.path.parent.name}/{draft.path.name}", done)
+        return Commit(draft, f"{_hour()}/{draft.path.name}{suffix}", done)
 
     def settle(self, commit: Commit) -> None:
         """Make one draft durable, by the first thread that asks; the others wait for it.
@@ -246,9 +411,11 @@ class Spool:
         Raises:
             OSError: The disk did not take it; it is gone.
         """
-        if commit.claim():
-            self._settle([commit])
-        commit.wait()
+        with commit.lock:
+            if not commit.settled:
+                self._settle([commit])
+        if commit.error is not None:
+            raise commit.error
 
     def path(self, key: str) -> Path:
         """Where the bytes of a key lie. Bytes are reached only this way."""
@@ -260,12 +427,21 @@ class Spool:
 
     def remove(self, key: str) -> None:
         """Delete the bytes of a key; nothing happens when they are gone already."""
-        wipe(self.root, key)
+        self.path(key).unlink(missing_ok=True)
 
     def remove_all(self, keys: Iterable[str]) -> None:
         """Delete the bytes of several keys."""
         for key in keys:
             self.remove(key)
+
+    def erase(self, scraps: Iterable[Scrap]) -> None:
+        """Delete bytes that nobody needs any more; nothing happens to those that are gone already.
+
+        Raises:
+            OSError: The disk did not let go of them.
+        """
+        for scrap in scraps:
+            wipe(self.root, scrap)
 
     def keys(self, older_than: float) -> Iterator[str]:
         """Every key whose file was last changed before a moment (seconds since the epoch): what a sweep looks at."""
@@ -273,15 +449,33 @@ class Spool:
             if folder == self.drafts or not folder.is_dir():
                 continue
             for entry in os.scandir(folder):
-                if entry.is_file() and entry.stat().st_mtime < older_than:
-                    yield f"{folder.name}/{entry.name}"
+                key = f"{folder.name}/{entry.name}"
+                if key not in self._open and entry.is_file() and entry.stat().st_mtime < older_than:
+                    yield key
             if folder.stat().st_mtime < older_than:
                 with contextlib.suppress(OSError):  # not empty, mostly; a commit never goes to an hour that is past
                     folder.rmdir()
 
+    def segments(self) -> Iterator[tuple[str, int]]:
+        """The key of every segment, and its bytes."""
+        for path in self.root.glob(f"*/*{SEGMENT_SUFFIX}"):
+            yield f"{path.parent.name}/{path.name}", path.stat().st_size
+
+    def cut(self, key: str, end: int) -> None:
+        """Forget what lies behind an offset of a segment that nothing is appended to; a segment of nothing goes.
+
+        Raises:
+            OSError: The disk did not let go of it.
+        """
+        if end:
+            os.truncate(self.path(key), end)
+        else:
+            self.remove(key)
+
     def free(self) -> int:
         """Bytes that may still be written."""
-        return shutil.disk_usage(self.root).free
+        disk = os.statvfs(self.root)
+        return disk.f_bavail * disk.f_frsize
 
     def demand(self, floor: int) -> None:
         """Raise LowDiskError when less than ``floor`` bytes are free (R5)."""
@@ -303,12 +497,13 @@ class Spool:
         for commit in batch:
             commit.attempt(_begin)
         for commit in batch:
-            commit.attempt(self._rename)
+            if not commit.draft.placed:
+                commit.attempt(self._rename)
         if len(batch) == 1:
             batch[0].attempt(_sync)
         else:
             list(self._syncers.map(lambda commit: commit.attempt(_sync), batch))
-        renamed = [commit for commit in batch if commit.error is None]
+        renamed = [commit for commit in batch if commit.error is None and not commit.draft.placed]
         for folder in {self.path(commit.key).parent for commit in renamed}:
             try:
                 _sync_folder(folder)
@@ -318,7 +513,7 @@ class Spool:
                         _unlink(self.path(commit.key))
                         commit.error = error
         for commit in batch:
-            commit.settle()
+            commit.settled = True
         waiting = [(commit, commit.done, commit.done.get_loop()) for commit in batch if commit.done is not None]
         for loop in {loop for _, _, loop in waiting}:
             with contextlib.suppress(RuntimeError):  # it is closed: nobody waits, and others still do
@@ -326,15 +521,18 @@ class Spool:
 
     def _rename(self, commit: Commit) -> None:
         target = self.path(commit.key)
-        # A folder that is there is not yet one that survives a power cut: its sync may have failed.
-        if target.parent != self._hour:
-            self._make(target.parent)
+        self._see_to(target.parent)
         try:
             commit.draft.path.rename(target)
         except FileNotFoundError:  # the folder was empty, and the sweep took it
             self._make(target.parent)
             commit.draft.path.rename(target)
         commit.draft.path = target
+
+    def _see_to(self, folder: Path) -> None:
+        # A folder that is there is not yet one that survives a power cut: its sync may have failed.
+        if folder != self._hour:
+            self._make(folder)
 
     def _make(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -347,9 +545,39 @@ def held_bytes(root: Path, key: str) -> bool:
     return (root / key).is_file()
 
 
-def wipe(root: Path, key: str) -> None:
-    """Delete the bytes of a key in the spool under a folder."""
-    (root / key).unlink(missing_ok=True)
+def wipe(root: Path, scrap: Scrap) -> None:
+    """Delete bytes that nobody needs from the spool under a folder.
+
+    Of a segment the bytes alone: other rows may speak of the file, and more may be appended to it.
+
+    Raises:
+        OSError: The disk did not let go of them.
+    """
+    path = root / scrap.key
+    if scrap.size is None:
+        path.unlink(missing_ok=True)
+        return
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        _punch(file, scrap.start, scrap.size)
+    finally:
+        os.close(file)
+
+
+def _punch(file: int, start: int, size: int) -> None:
+    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    if _libc.fallocate(file, mode, _Offset(start), _Offset(size)) == 0:
+        return
+    zeros = bytes(min(size, 1 << 20))  # a file system that cannot make holes still forgets what was there
+    for at in range(start, start + size, len(zeros)):
+        _write_all_at(file, zeros[: start + size - at], at)
+
+
+def _hour() -> str:
+    return time.strftime("%Y%m%d%H", time.gmtime())
 
 
 def _answer(commits: list[tuple[Commit, asyncio.Future[str]]]) -> None:

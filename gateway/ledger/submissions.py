@@ -20,6 +20,7 @@ from gateway.ledger.deliveries import Condition
 from gateway.ledger.events import tell
 from gateway.ledger.messages import DROPPED, fold
 from gateway.ledger.notices import close_notice, open_notice
+from gateway.ledger.spool import SEGMENT_SUFFIX, Scrap
 from gateway.ledger.tables import MAIL, collection, delivery, destination, instance, message, submission
 from gateway.model import Outcome, Stage, first_problem
 
@@ -454,16 +455,23 @@ def _change(connection: Connection, values: dict[str, Any]) -> None:
         connection.execute(insert(destination).values({"name": RELAY, **values}))
 
 
-def blobs(connection: Connection, keys: Sequence[str]) -> list[str]:
-    """Name the files of items on their way out that no other item needs."""
+def scraps(connection: Connection, keys: Sequence[str]) -> list[Scrap]:
+    """Name the bytes of items on their way out that no other item needs."""
     mine = instance.c.message.in_(keys) & instance.c.blob.is_not(None)
     others = instance.alias("others")
     needed = (
         select(others.c.blob)
         .join(message, message.c.id == others.c.message)
-        .where(others.c.blob == instance.c.blob, others.c.message.not_in(keys), message.c.purged_at.is_(None))
+        .where(others.c.blob == instance.c.blob, others.c.start == instance.c.start)
+        .where(others.c.message.not_in(keys), message.c.purged_at.is_(None))
         .exists()
     )
-    files = connection.scalars(select(instance.c.blob).where(mine, ~needed).distinct())
+    found = [
+        # A segment may still grow, and other rows may speak of it: the sweep takes it when nothing needs it.
+        Scrap(blob, start, size) if blob.endswith(SEGMENT_SUFFIX) else Scrap(blob)
+        for blob, start, size in connection.execute(
+            select(instance.c.blob, instance.c.start, instance.c.size).where(mine, ~needed).distinct()
+        )
+    ]
     mails = connection.scalars(select(submission.c.blob).where(submission.c.message.in_(keys)))
-    return [*(file for file in files if file), *mails]
+    return [*found, *map(Scrap, mails)]

@@ -174,10 +174,12 @@ instance = _table(
     Column("data_set_sha256", String(64), nullable=False),
     Column("part", Text, nullable=False),
     Column("file_id", Text),
-    Column("start", BigInteger, nullable=False),  # within the message's instances blob
+    Column("start", BigInteger, nullable=False),  # within the blob it lies in
     Column("data_set", Integer, nullable=False),  # where the data set begins, counted from start
     Column("size", BigInteger, nullable=False),
-    Column("blob", String(80), index=True),  # its own file, which collections may share; None: in the instances blob
+    # A file of its own, or a segment of many; collections may share it. None: in the instances blob of the message.
+    Column("blob", String(80)),
+    Index(None, "blob", "start"),
 )
 
 pseudonym = _table(

@@ -13,6 +13,7 @@ from gateway.ledger import submissions, tickets
 from gateway.ledger.events import tell
 from gateway.ledger.messages import DROPPED, MISMATCH, announce, fold
 from gateway.ledger.notices import close_notice
+from gateway.ledger.spool import Scrap
 from gateway.ledger.tables import delivery, destination, message
 from gateway.model import Direction, Outcome, Stage
 
@@ -94,8 +95,8 @@ def release(connection: Connection, key: str, now: datetime, who: str) -> None:
     _tell(connection, key, now, who, "released", "released")
 
 
-def drop(connection: Connection, key: str, now: datetime, who: str) -> list[str]:
-    """Refuse what is not delivered of an item; return the spool keys of its bytes, for the caller who erases them.
+def drop(connection: Connection, key: str, now: datetime, who: str) -> list[Scrap]:
+    """Refuse what is not delivered of an item; return where its bytes lie, for the caller who erases them.
 
     Raises:
         UnknownItemError: There is no such item.
@@ -107,7 +108,7 @@ def drop(connection: Connection, key: str, now: datetime, who: str) -> list[str]
     _tell(connection, key, now, who, "dropped", "dropped")
     _close(connection, key, row.stage, UNDECIDED, Outcome.REFUSED, DROPPED, now)
     rows = connection.execute(select(message.c.blob, message.c.instances_blob).where(_with_repetitions(key)))
-    return [*(blob for row in rows for blob in row if blob), *submissions.blobs(connection, [key])]
+    return [*(Scrap(blob) for row in rows for blob in row if blob), *submissions.scraps(connection, [key])]
 
 
 def erased(connection: Connection, key: str, now: datetime, who: str) -> None:

@@ -44,7 +44,7 @@ from gateway.ledger import collections, submissions
 from gateway.ledger.collections import Arrival, Course, Kept, Row
 from gateway.ledger.custody import Caller, Received
 from gateway.ledger.ledger import Ledger
-from gateway.ledger.spool import Draft, Spool
+from gateway.ledger.spool import Draft, Segment, Spool
 from gateway.ledger.submissions import Mail
 from gateway.model import Instance, Span
 
@@ -205,9 +205,9 @@ class Compose:
         """Free bytes below which nothing new is taken in."""
         return self.configuration.limits.free_space_floor(self.spool.capacity)
 
-    def draft(self) -> Draft:
-        """Begin the file that an instance is written to."""
-        return self.spool.draft()
+    def segment(self) -> Segment:
+        """Begin a file that the instances of an association are appended to."""
+        return self.spool.segment()
 
     def accept(self, received: Received, patience: float) -> int:
         """Take custody of an instance, and return the status that its sender is told. The draft is ours now.
@@ -263,7 +263,7 @@ class Compose:
         limits = self.configuration.limits
         reasons: list[str | None] = []
         for path in paths:
-            draft = self.draft()
+            draft = self.spool.draft()
             try:
                 received = await asyncio.to_thread(_open, path, draft, limits.instance, limits.unpacked, who)
             except (OSError, GatewayError) as error:
@@ -275,7 +275,7 @@ class Compose:
         return reasons
 
     def _instance(self, one: Received, blob: str) -> Instance:
-        file = Span(self.spool.path(blob), 0, one.size)
+        file = Span(self.spool.path(blob), one.draft.start, one.draft.start + one.size)
         uids = (one.sop_class, one.sop_instance, one.study, one.series, one.transfer_syntax)
         names = pseudonym.of_instance(self._search_key, one.identity)
         return Instance(*uids, one.sha256, one.data_set_sha256, "", None, file, one.data_set, pseudonyms=names)
@@ -555,7 +555,7 @@ class _Writer:
         self._key = key
         self._host = host
         self._cut = cut
-        self._number = {spool.path(one.blob): one.number for one in order.kept}
+        self._number = {(spool.path(one.blob), one.start): one.number for one in order.kept}
 
     async def write(self, plan: Plan) -> None:
         """Write the mails of a plan.
@@ -576,7 +576,8 @@ class _Writer:
                 await self._pieces(file_set, letter)
 
     def _numbers(self, file_set: FileSet) -> list[int]:
-        return [self._number[entry.member.file.path] for entry in file_set.entries]
+        files = (entry.member.file for entry in file_set.entries)
+        return [self._number[file.path, file.start] for file in files]
 
     async def _whole(self, file_set: FileSet, letter: Letter) -> None:
         draft = self._spool.draft()
@@ -640,6 +641,6 @@ def _plan(order: Order) -> Plan:
 
 
 def _member(one: Kept, root: Path) -> Member:
-    span = Span(root / one.blob, 0, one.size)
+    span = Span(root / one.blob, one.start, one.start + one.size)
     uids = (one.sop_class, one.sop_instance, one.study, one.series, one.transfer_syntax)
     return Member(*uids, span, one.data_set, one.sha256)

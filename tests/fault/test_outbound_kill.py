@@ -24,15 +24,14 @@ from scripted_relay import ScriptedRelay
 pytestmark = pytest.mark.peer
 
 CUSTODY = [
-    ("rename", 1),  # the image gets its name
-    *(("fsync", number) for number in (1, 2)),  # the image, its folder
-    *(("fdatasync", number) for number in (1, 2, 3)),  # commits: custody, the ticket, completion
+    *(("fsync", number) for number in (1, 2)),  # the folder that gets the segment, and its own
+    *(("fdatasync", number) for number in (1, 2, 3, 4)),  # the image; commits: custody, the ticket, completion
     ("sendto", 3),  # in the dialog with the modality
 ]
 WAY_OUT = [
-    ("rename", 2),  # the mail gets its name
+    ("rename", 1),  # the mail gets its name
     *(("fsync", number) for number in (3, 4)),  # the mail, its folder
-    *(("fdatasync", number) for number in (4, 5, 6, 7)),  # composed, marked, what the relay said
+    *(("fdatasync", number) for number in (5, 6, 7, 8)),  # composed, marked, what the relay said
     *(("sendto", number) for number in (8, 10, 12)),  # in the dialog with the relay
 ]
 OTHER_NAMES = {"rename": "rename,renameat,renameat2"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import ssl
@@ -23,6 +24,9 @@ from scripted_scu import Context, Scu, data, pdv, store
 from gateway import model
 from gateway.core import contexts, dataset, part10
 from gateway.edges.storescu import Association, Peer
+from gateway.ledger.janitor import Janitor
+from gateway.ledger.ledger import Ledger, connect
+from gateway.ledger.spool import Spool
 
 pytestmark = pytest.mark.peer
 
@@ -278,8 +282,8 @@ asyncio.run(serve())
 """
 
 
-def test_a_kill_in_the_middle_leaves_only_a_draft(tmp_path: Path, samples: Samples) -> None:
-    """R20: what was not acknowledged is not kept, and the next start wipes the draft."""
+def test_a_kill_in_the_middle_leaves_only_what_the_next_start_cuts_off(tmp_path: Path, samples: Samples) -> None:
+    """R20: what was not acknowledged is not kept."""
     root = Path(__file__).parents[2]
     folder = tmp_path / "spool"
     code = KILLED.format(root=str(root), peers=str(root / "tests" / "peers"), folder=str(folder))
@@ -293,7 +297,7 @@ def test_a_kill_in_the_middle_leaves_only_a_draft(tmp_path: Path, samples: Sampl
             scu.say(data(pdv(3, 3, store(image.sop_instance))))
             scu.say(*(data(pdv(3, 0, bytes(16_000))) for _ in range(10)))
             until = time.monotonic() + 10
-            while not list((folder / "drafts").iterdir()) and time.monotonic() < until:
+            while not any(path.stat().st_size for path in folder.rglob("*.seg")) and time.monotonic() < until:
                 time.sleep(0.02)
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
@@ -301,5 +305,9 @@ def test_a_kill_in_the_middle_leaves_only_a_draft(tmp_path: Path, samples: Sampl
         process.kill()
         process.wait()
         process.stdout.close()
-    assert [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "drafts"] == []
-    assert len(list((folder / "drafts").iterdir())) == 1
+    assert [path.suffix for path in folder.rglob("*") if path.is_file()] == [".seg"]
+    ledger, spool = Ledger(connect(f"sqlite:///{tmp_path / 'ledger.sqlite'}")), Spool(folder)
+    assert asyncio.run(Janitor(ledger, spool).cut_segments()) == 1
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+    ledger.close()
+    spool.close()

@@ -15,7 +15,7 @@ from gateway.core import commitment
 from gateway.edges.storescp import Deadlines, StorageScpDoor
 from gateway.errors import LowDiskError
 from gateway.ledger.custody import Caller, Received
-from gateway.ledger.spool import Draft, Spool
+from gateway.ledger.spool import Segment, Spool
 
 
 class Taker:
@@ -31,7 +31,7 @@ class Taker:
         self.known = True
         self.before: Callable[[Received], int | None] = lambda _: None
         self.slow = threading.Event()
-        self.drafts: list[Draft] = []
+        self.segments: list[Segment] = []
 
     def titles(self) -> Collection[str]:
         """AE titles beside the door's own."""
@@ -47,10 +47,10 @@ class Taker:
         if self.low:
             raise LowDiskError("low")
 
-    def draft(self) -> Draft:
+    def segment(self) -> Segment:
         """Begin a file, and remember it."""
-        self.drafts.append(self.spool.draft())
-        return self.drafts[-1]
+        self.segments.append(self.spool.segment())
+        return self.segments[-1]
 
     def accept(self, received: Received, patience: float) -> int:
         """Keep it, unless the test says otherwise."""
@@ -63,7 +63,9 @@ class Taker:
             return status
         file = self.spool.prepare(received.draft, ".dcm")
         self.spool.settle(file)
-        self.received.append((received, self.spool.path(file.key)))
+        apart = self.spool.root / f"instance-{len(self.received)}.dcm"
+        apart.write_bytes(received.draft.read(0, received.size))
+        self.received.append((received, apart))
         return 0
 
     async def report(self, report: commitment.Report) -> bool:
@@ -73,8 +75,11 @@ class Taker:
 
     @property
     def left(self) -> list[Path]:
-        """Files that somebody forgot."""
-        return list(self.spool.drafts.iterdir())
+        """Segments that hold, or have hidden behind their end, what nobody accepted."""
+        kept: dict[Path, int] = {}
+        for received, _ in self.received:
+            kept[received.draft.path] = max(kept.get(received.draft.path, 0), received.draft.start + received.size)
+        return [path for path in self.spool.root.rglob("*.seg") if path.stat().st_size != kept.get(path, 0)]
 
 
 class Running:

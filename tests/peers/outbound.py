@@ -22,7 +22,7 @@ from gateway.errors import RelayError
 from gateway.ledger import inventory, tickets
 from gateway.ledger.custody import Caller, Received
 from gateway.ledger.ledger import Ledger, connect
-from gateway.ledger.spool import Spool
+from gateway.ledger.spool import Segment, Spool
 from gateway.ledger.tables import ticket
 from gateway.model import Mail, Reply, Submission
 from gateway.stages.compose import Compose
@@ -181,9 +181,16 @@ class Outbound:
         self.spool.close()
 
     def image(
-        self, number: int, *, study: str = "1.2.9", size: int = 100, content: str = "", caller: Caller | None = None
+        self,
+        number: int,
+        *,
+        study: str = "1.2.9",
+        size: int = 100,
+        content: str = "",
+        caller: Caller | None = None,
+        segment: Segment | None = None,
     ) -> Received:
-        """An instance in a draft; its pixels follow from its number unless told."""
+        """An instance in a draft or a segment; its pixels follow from its number unless told."""
         uid = f"1.2.3.{number}"
         pixels = (content or uid).encode().ljust(size, b".")
         data = b"".join(
@@ -199,7 +206,7 @@ class Outbound:
             ]
         )
         head = bytes(128) + b"DICM" + files.meta(instance=uid)
-        draft = self.spool.draft()
+        draft = self.spool.draft() if segment is None else segment.draft()
         draft.write(head + data)
         digest, file = hashlib.sha256(data).hexdigest(), hashlib.sha256(head + data).hexdigest()
         assert part10.read_meta(head + data).data_set == len(head)

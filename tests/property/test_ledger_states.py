@@ -157,7 +157,8 @@ class Gateway(RuleBasedStateMachine):
 
     @rule()
     def purge(self) -> None:
-        self.bytes -= set(janitor._purge_bytes(self.connection, self.now, self.now - timedelta(days=7)))
+        gone = janitor._purge_bytes(self.connection, self.now, self.now - timedelta(days=7))
+        self.bytes -= {scrap.key for scrap in gone}
         while janitor._purge_rows(self.connection, self.now - REMEMBER):
             pass
 

@@ -20,6 +20,7 @@ from gateway.ledger import inventory, restoration
 from gateway.ledger.ledger import connect
 from gateway.ledger.spool import held_bytes
 from gateway.ledger.tables import fact, message
+from gateway.ledger.tables import instance as instances
 
 
 @pytest.fixture
@@ -169,6 +170,25 @@ def test_what_comes_in_while_it_is_made_is_whole_or_not_in_it(
     meanwhile(monkeypatch, change)
     backup.make(settings, tmp_path / "backup")
     assert not [name for name in files(tmp_path / "backup") if name.startswith("spool/")]
+
+
+def test_a_segment_that_grows_while_it_is_made_is_copied_as_far_as_its_rows_say(
+    settings: Configuration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An association goes on sending: a newer copy of the ledger speaks of more than the first copy of the file has."""
+    segment = settings.gateway.data / "spool" / "2026112312" / "one.seg"
+    segment.write_bytes(b"first")
+    edit(settings, lambda c: c.execute(update(instances).values(blob="2026112312/one.seg")))
+
+    def grow(count: int) -> None:
+        if count == 1:
+            wipe(settings, "in-2")  # makes a second round
+            segment.write_bytes(b"first, second")
+            edit(settings, lambda c: c.execute(update(message).where(message.c.id == "in-2").values(purged_at=NOW)))
+
+    meanwhile(monkeypatch, grow)
+    backup.make(settings, tmp_path / "backup")
+    assert (tmp_path / "backup" / "spool" / "2026112312" / "one.seg").read_bytes() == b"first, second"
 
 
 def test_bytes_that_are_missing_for_good_are_said_to_be(

@@ -87,7 +87,7 @@ async def test_several_partners_share_files_and_have_items_of_their_own(out: Out
     with out.ledger.engine.begin() as connection:
         verbs.retry(connection, first["id"], NOW, "anna", force=True)
         gone = verbs.drop(connection, first["id"], NOW, "anna")
-    assert [blob for blob in gone if blob.endswith(".dcm")] == []
+    assert [blob for blob in gone if blob.key.endswith(".dcm")] == []
     assert (await out.proof())["unaccounted"] == 0
 
 

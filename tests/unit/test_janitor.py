@@ -60,7 +60,7 @@ def test_only_what_is_done_goes_bytes_first_and_rows_much_later(connection: Conn
     assert janitor._purge_bytes(connection, NOW + DAY, NOW) == []
     blobs = janitor._purge_bytes(connection, NOW + DAY, NOW + DAY)
     names = ["in-1.dcm", "in-1.eml", "in-2.eml", "in-3.eml"]
-    assert sorted(blobs) == [f"2026112312/{name}" for name in names]
+    assert sorted(one.key for one in blobs) == [f"2026112312/{name}" for name in names]
     assert janitor._purge_bytes(connection, NOW + DAY, NOW + DAY) == []
     assert janitor._purge_rows(connection, NOW) == 0
     gone = [janitor._purge_rows(connection, NOW + DAY) for _ in range(3)]

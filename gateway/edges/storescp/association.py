@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import structlog
 from pynetdicom.pdu_primitives import A_ASSOCIATE
@@ -20,7 +19,7 @@ from gateway.core.contexts import VERIFICATION
 from gateway.edges.storescp import answers, handshake
 from gateway.errors import LedgerError, LowDiskError
 from gateway.ledger.custody import Caller, Received
-from gateway.ledger.spool import Draft
+from gateway.ledger.spool import Draft, Segment
 
 if TYPE_CHECKING:
     from gateway.edges.storescp.door import Incoming, OnReport, StorageScpDoor
@@ -120,6 +119,7 @@ class Association:
         self._command = bytearray()
         self._command_context = 0
         self._intake: _Intake | None = None
+        self._segment: Segment | None = None
         self._began: float | None = None
         self._got = 0
 
@@ -155,6 +155,8 @@ class Association:
         finally:
             if self._intake is not None:
                 self._intake.discard()
+            if self._segment is not None:
+                self._segment.close()
             self._socket.close()
             self._door.forget(self)
 
@@ -396,11 +398,27 @@ class Association:
             intake.refuse(answers.NO_SUCH_CLASS, "not the SOP class of the presentation context")
         elif not part10.is_uid(sop_instance):
             intake.refuse(answers.INVALID_INSTANCE, "Affected SOP Instance UID is no UID")
-        elif self._has_room(intake):
-            intake.draft = incoming.draft()
+        elif self._has_room(intake) and self._open_draft(intake, incoming):
             head = filemeta.write(sop_class, sop_instance, context.transfer_syntax, self._caller.calling)
             intake.data_set = len(head)
             self._keep(intake, memoryview(head))
+
+    def _open_draft(self, intake: _Intake, incoming: Incoming) -> bool:
+        """Begin an instance behind the last one of this association."""
+        try:
+            if self._segment is not None and self._segment.is_full:
+                self._segment.close()
+                self._segment = None
+            if self._segment is None:
+                self._segment = incoming.segment()
+            intake.draft = self._segment.draft()
+        except OSError as error:
+            self._not_written(intake, error)
+        return intake.refused is None
+
+    def _not_written(self, intake: _Intake, error: OSError) -> None:
+        _log.error("storescp-write-failed", exception=type(error).__name__)
+        intake.refuse(answers.OUT_OF_RESOURCES, "the disk did not take it")
 
     def _take_data(self, intake: _Intake, block: memoryview) -> None:
         if intake.refused is not None:
@@ -433,8 +451,7 @@ class Association:
         try:
             intake.draft.write(block)
         except OSError as error:
-            _log.error("storescp-write-failed", exception=type(error).__name__)
-            intake.refuse(answers.OUT_OF_RESOURCES, "the disk did not take it")
+            self._not_written(intake, error)
 
     def _has_room(self, intake: _Intake) -> bool:
         assert self._door.incoming is not None
@@ -514,9 +531,8 @@ class Association:
         meta = part10.Meta(
             request.text(0x0002), request.text(0x1000), context.transfer_syntax, intake.data_set, codes=()
         )
-        with _Reader(draft) as reader:
-            source = dataset.Stored(reader.read, bytes(intake.content), intake.size)
-            return part10.judge(meta, source, intake.size, self._door.limits.unpacked)
+        source = dataset.Stored(draft.read, bytes(intake.content), intake.size)
+        return part10.judge(meta, source, intake.size, self._door.limits.unpacked)
 
     def _hand_over(self, received: Received) -> tuple[int, str]:
         assert self._door.incoming is not None
@@ -558,29 +574,6 @@ class Association:
         with self._door.counting:
             self._door.counters.reports += 1
         return answers.SUCCESS
-
-
-class _Reader:
-    """Reads what a draft has put on disk; the file is opened when it is needed."""
-
-    def __init__(self, draft: Draft) -> None:
-        self._draft = draft
-        self._file = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Read some bytes."""
-        if not size:
-            return b""
-        if self._file < 0:
-            self._file = os.open(self._draft.path, os.O_RDONLY | os.O_CLOEXEC)
-        return os.pread(self._file, size, offset)
 
 
 async def _noted(on_report: OnReport, report: commitment.Report) -> bool:

@@ -21,7 +21,7 @@ from gateway.core import commitment
 from gateway.edges.storescp.association import Association
 from gateway.errors import GatewayError
 from gateway.ledger.custody import Caller, Received
-from gateway.ledger.spool import Draft
+from gateway.ledger.spool import Segment
 
 _log = structlog.get_logger(__name__)
 
@@ -46,8 +46,12 @@ class Incoming(Protocol):
     def demand_room(self, size: int) -> None:
         """Raise LowDiskError when an instance of this size (0: unknown) has no room (R5)."""
 
-    def draft(self) -> Draft:
-        """Begin the file that an instance is written to."""
+    def segment(self) -> Segment:
+        """Begin a file that the instances of an association are appended to; whoever begins it closes it.
+
+        Raises:
+            OSError: The disk did not take it.
+        """
 
     def accept(self, received: Received, patience: float) -> int:
         """Take custody: bytes synced, row committed. Owns the draft from here on, whatever comes of it.

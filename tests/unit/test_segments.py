@@ -1,0 +1,335 @@
+"""Segments: the instances of one sender in one file, each durable before anybody says so, each deleted by itself."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from outbound import CALLER, Outbound
+from rows import NOW
+from sqlalchemy import Connection, select, update
+
+from gateway.ledger import spool as spools
+from gateway.ledger import verbs
+from gateway.ledger.janitor import Janitor
+from gateway.ledger.spool import Scrap, Segment, Slice, Spool
+from gateway.ledger.tables import instance, message
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    """A spool that is closed in the end."""
+    made = Spool(tmp_path / "spool")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def out(tmp_path: Path) -> AsyncIterator[Outbound]:
+    """The stages of the way out."""
+    made = Outbound(tmp_path)
+    yield made
+    made.close()
+
+
+def append(segment: Segment, *blocks: bytes) -> Slice:
+    made = segment.draft()
+    for block in blocks:
+        made.write(block)
+    return made
+
+
+def settle(spool: Spool, draft: Slice) -> str:
+    commit = spool.prepare(draft, ".dcm")
+    spool.settle(commit)
+    return commit.key
+
+
+BIG = b"b" * (spools.SMALL + 1)
+
+
+def test_instances_lie_one_behind_another(spool: Spool) -> None:
+    """Each at its offset, whatever the size of the blocks in which it came; the key is the segment's."""
+    segment = spool.segment()
+    wholes = [(b"one",), (b"head", BIG), (BIG, BIG, b"tail")]
+    drafts = []
+    for blocks in wholes:
+        drafts.append(append(segment, *blocks))
+        assert settle(spool, drafts[-1]) == segment.key
+    segment.close()
+    content = spool.path(segment.key).read_bytes()
+    assert [content[one.start : one.end] for one in drafts] == [b"".join(blocks) for blocks in wholes]
+    assert drafts[-1].end == len(content)
+    assert spool.path(segment.key).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_draft_reads_back_what_is_not_on_disk_yet(spool: Spool) -> None:
+    """It is judged before it is synced."""
+    segment = spool.segment()
+    settle(spool, append(segment, b"first"))
+    assert append(segment, b"second").read(3, 2) == b"on"
+    segment.close()
+
+
+@pytest.mark.parametrize("content", [b"small", BIG], ids=["in memory", "in the file"])
+def test_what_is_discarded_is_cut_off_and_the_next_begins_there(spool: Spool, content: bytes) -> None:
+    """Nothing that was refused stays behind an instance that was taken."""
+    segment = spool.segment()
+    settle(spool, append(segment, b"kept"))
+    gone = append(segment, content)
+    gone.discard()
+    gone.discard()
+    assert spool.path(segment.key).read_bytes() == b"kept"
+    with pytest.raises(FileNotFoundError):
+        gone.sync()
+    settle(spool, append(segment, b"next"))
+    segment.close()
+    assert spool.path(segment.key).read_bytes() == b"keptnext"
+
+
+def test_a_segment_of_nothing_is_deleted(spool: Spool) -> None:
+    """An association that only asked leaves no file."""
+    segment = spool.segment()
+    append(segment, BIG).discard()
+    segment.close()
+    assert not spool.has(segment.key)
+
+
+def test_a_segment_is_full_at_its_size(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What began in it is finished in it."""
+    monkeypatch.setattr(spools, "SEGMENT", 10)
+    segment = spool.segment()
+    append(segment, b"x" * 9)
+    assert not segment.is_full
+    append(segment, b"x" * 100)
+    assert segment.is_full
+    segment.close()
+
+
+class Disk:
+    """Writes down what is done to make a segment durable, and fails where it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps: list[str] = []
+        self.broken = ""
+        write, sync, folder = os.pwrite, os.fdatasync, spools._sync_folder
+        monkeypatch.setattr(spools.os, "pwrite", lambda *a: self._step("write") or write(*a))
+        monkeypatch.setattr(spools.os, "fdatasync", lambda file: self._step("sync") or sync(file))
+        monkeypatch.setattr(spools, "_sync_folder", lambda path: self._step(f"folder {path.name[:5]}") or folder(path))
+
+    def _step(self, name: str) -> None:
+        self.steps.append(name)
+        if self.broken and name.startswith(self.broken):
+            raise OSError(5, "Input/output error")
+
+
+def test_the_name_is_durable_before_the_first_byte_and_the_bytes_before_the_answer(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folder and name once, then one sync for each instance (R1, R20)."""
+    disk = Disk(monkeypatch)
+    segment = spool.segment()
+    hour = f"folder {spool.path(segment.key).parent.name[:5]}"
+    assert disk.steps == ["folder spool", hour]
+    disk.steps.clear()
+    for _ in range(2):
+        settle(spool, append(segment, b"bytes"))
+    assert disk.steps == ["write", "sync"] * 2
+    segment.close()
+
+
+def test_a_disk_that_refuses_a_sync_gets_no_further_instance_into_that_file(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says once that it lost something, and nobody knows what (R1)."""
+    segment = spool.segment()
+    settle(spool, append(segment, b"kept"))
+    disk = Disk(monkeypatch)
+    disk.broken = "sync"
+    with pytest.raises(OSError, match="Input/output error"):
+        settle(spool, append(segment, b"lost"))
+    disk.broken = ""
+    assert segment.is_full
+    segment.close()
+    assert spool.path(segment.key).read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("step", ["folder spool", "folder 2"])
+def test_a_segment_whose_name_is_not_durable_is_none(spool: Spool, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """It is tried anew with the next instance."""
+    disk = Disk(monkeypatch)
+    disk.broken = step
+    with pytest.raises(OSError, match="Input/output error"):
+        spool.segment()
+    assert list(spool.segments()) == []
+    disk.broken = ""
+    segment = spool.segment()
+    settle(spool, append(segment, b"x"))
+    segment.close()
+    assert list(spool.segments()) == [(segment.key, 1)]
+
+
+def test_a_folder_that_the_sweep_took_is_made_anew(spool: Spool) -> None:
+    """It was empty for a moment."""
+    spool.segment().close()
+    [folder] = [path for path in spool.root.iterdir() if path != spool.drafts]
+    folder.rmdir()
+    segment = spool.segment()
+    settle(spool, append(segment, b"x"))
+    segment.close()
+    assert spool.has(segment.key)
+
+
+def test_two_threads_that_wait_for_one_instance_sync_it_once(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own thread, and the one that commits for all."""
+    segment = spool.segment()
+    disk = Disk(monkeypatch)
+    commit = spool.prepare(append(segment, b"x"), ".dcm")
+    threads = [threading.Thread(target=spool.settle, args=[commit]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert disk.steps.count("sync") == 1
+    segment.close()
+
+
+def test_a_sweep_does_not_see_a_segment_that_may_grow(spool: Spool) -> None:
+    """An association may be silent for longer than a sweep thinks bytes can be on their way (R1)."""
+    segment = spool.segment()
+    settle(spool, append(segment, b"x"))
+    assert list(spool.keys(time.time() + 60)) == []
+    segment.close()
+    assert list(spool.keys(time.time() + 60)) == [segment.key]
+
+
+@pytest.mark.parametrize("holes", [True, False], ids=["holes", "no holes"])
+def test_one_instance_is_erased_and_its_neighbours_are_not(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, holes: bool
+) -> None:
+    """Also where the file system makes no holes."""
+    if not holes:
+        monkeypatch.setattr(spools._libc, "fallocate", lambda *_: -1)
+    segment = spool.segment()
+    drafts = [append(segment, letter * (3 << 20)) for letter in (b"a", b"b", b"c")]
+    for draft in drafts:
+        settle(spool, draft)
+    spool.erase([Scrap(segment.key, drafts[1].start, drafts[1].size)])
+    settle(spool, append(segment, b"d"))
+    segment.close()
+    content = spool.path(segment.key).read_bytes()
+    assert content == b"a" * (3 << 20) + bytes(3 << 20) + b"c" * (3 << 20) + b"d"
+    spool.erase([Scrap("2026112312/never.seg", 0, 5)])
+
+
+# What its rows say
+
+
+async def taken(out: Outbound, *numbers: int, called: str = "SLOW") -> Segment:
+    """Hand in some instances as one association does."""
+    segment = out.spool.segment()
+    for number in numbers:
+        one = out.image(number, caller=replace(CALLER, called=called), segment=segment)
+        assert await out.accept(one) == 0
+    return segment
+
+
+def where(connection: Connection) -> list[tuple[str, int, int]]:
+    columns = instance.c.blob, instance.c.start, instance.c.size
+    return [tuple(row) for row in connection.execute(select(*columns).order_by(instance.c.start))]
+
+
+async def test_a_repeated_instance_takes_no_room(out: Outbound) -> None:
+    """It is cut off again, and the next one is where it would have been (R11)."""
+    segment = await taken(out, 1, 1, 2)
+    segment.close()
+    rows = await out.ledger.read(where)
+    assert len(rows) == 2
+    assert rows[1][1] == rows[0][2]
+    assert out.spool.path(segment.key).stat().st_size == sum(size for _, _, size in rows)
+
+
+async def test_each_instance_of_a_segment_is_mailed_as_it_came(out: Outbound) -> None:
+    """Two studies in one association, and one file."""
+    segment = out.spool.segment()
+    for number, study in ((1, "1.2.9"), (2, "1.2.8"), (3, "1.2.9")):
+        assert await out.accept(out.image(number, study=study, segment=segment)) == 0
+    segment.close()
+    await out.work()
+    contents = {number: out.image(number, study=study) for number, study in ((1, "1.2.9"), (2, "1.2.8"), (3, "1.2.9"))}
+    carried = b"".join(content for _, content in out.postman.mails)
+    assert len(out.postman.mails) == 2
+    assert all(one.data_set_sha256.encode() in carried or one.sha256.encode() in carried for one in contents.values())
+    assert (await out.proof())["unaccounted"] == 0
+
+
+async def test_a_person_erases_one_item_and_not_its_neighbour_in_the_file(out: Outbound) -> None:
+    """Also while the association goes on (R34)."""
+    segment = out.spool.segment()
+    for number, study in ((1, "1.2.9"), (2, "1.2.8")):
+        caller = replace(CALLER, called="SLOW")
+        assert await out.accept(out.image(number, study=study, caller=caller, segment=segment)) == 0
+    first, _ = await out.items()
+    with out.ledger.engine.begin() as connection:
+        scraps = verbs.drop(connection, first["id"], NOW, "anna")
+        verbs.erased(connection, first["id"], NOW, "anna")
+    (_, start, size), (_, other, length) = await out.ledger.read(where)
+    assert scraps == [Scrap(segment.key, start, size)]
+    out.spool.erase(scraps)
+    assert await out.accept(out.image(3, study="1.2.8", segment=segment)) == 0
+    segment.close()
+    content = out.spool.path(segment.key).read_bytes()
+    assert content[start : start + size] == bytes(size)
+    assert b"1.2.3.2" in content[other : other + length]
+    assert (await out.proof())["unaccounted"] == 0
+
+
+async def test_bytes_that_two_partners_share_go_with_the_last_of_them(out: Outbound) -> None:
+    """A range is needed as long as any row needs it."""
+    (await taken(out, 1, called="TWO")).close()
+    first, second = await out.items()
+    await out.ledger.write(lambda c: c.execute(update(message).values(outcome="held")))
+    with out.ledger.engine.begin() as connection:
+        assert verbs.drop(connection, first["id"], NOW, "anna") == []
+        verbs.erased(connection, first["id"], NOW, "anna")
+        assert len(verbs.drop(connection, second["id"], NOW, "anna")) == 1
+
+
+async def test_after_a_crash_what_was_never_acknowledged_is_cut_off(out: Outbound) -> None:
+    """Behind the last row there is only what was on its way in (R20, R26)."""
+    segment = await taken(out, 1, 2)
+    append(segment, BIG).sync()
+    never = out.spool.segment()
+    append(never, BIG).sync()
+    keeper = Janitor(out.ledger, out.spool)
+    rows = await out.ledger.read(where)
+    assert await keeper.cut_segments() == 2
+    assert out.spool.path(segment.key).stat().st_size == sum(size for _, _, size in rows)
+    assert not out.spool.has(never.key)
+    assert await keeper.cut_segments() == 0
+    os.close(segment.file)
+    os.close(never.file)
+
+
+async def test_retention_erases_instances_and_the_sweep_takes_the_file(out: Outbound) -> None:
+    """First the bytes of what was done, then the file that nothing needs (R34)."""
+    segment = await taken(out, 1)
+    segment.close()
+    await out.ledger.write(lambda c: c.execute(update(message).values(outcome="delivered", closed_at=NOW)))
+    keeper = Janitor(out.ledger, out.spool)
+    later = NOW + timedelta(days=8)
+    assert await keeper.purge(later, timedelta(days=7), timedelta(days=30)) == 1
+    content = out.spool.path(segment.key).read_bytes()
+    assert content == bytes(len(content))
+    long_ago = time.time() - 3 * 86400
+    os.utime(out.spool.path(segment.key), (long_ago, long_ago))
+    now = datetime.now(UTC)
+    assert await keeper.sweep(now) == 0  # a suspect
+    assert await keeper.sweep(now) == 1
+    assert not out.spool.has(segment.key)
