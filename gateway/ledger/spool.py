@@ -64,8 +64,8 @@ class Draft:
     start = 0
     """Where in the file it begins."""
 
-    placed = False
-    """It lies under its final name, in a folder that is synced."""
+    key = ""
+    """By which it is reached when it lies under its final name already, in a folder that is synced."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -192,11 +192,10 @@ class Segment:
 class Slice(Draft):
     """An instance on its way into a segment. It counts as there unless it is discarded."""
 
-    placed = True
-
     def __init__(self, segment: Segment, start: int) -> None:
         super().__init__(segment.path)
         self.start = start
+        self.key = segment.key
         self._segment = segment
         self._file = segment.file
         self._written = 0
@@ -401,9 +400,7 @@ class Spool:
 
     def prepare(self, draft: Draft, suffix: str, done: asyncio.Future[str] | None = None) -> Commit:
         """Give a draft its key. Nothing is durable before it is settled."""
-        if draft.placed:
-            return Commit(draft, f"{draft.path.parent.name}/{draft.path.name}", done)
-        return Commit(draft, f"{_hour()}/{draft.path.name}{suffix}", done)
+        return Commit(draft, draft.key or f"{_hour()}/{draft.path.name}{suffix}", done)
 
     def settle(self, commit: Commit) -> None:
         """Make one draft durable, by the first thread that asks; the others wait for it.
@@ -497,13 +494,13 @@ class Spool:
         for commit in batch:
             commit.attempt(_begin)
         for commit in batch:
-            if not commit.draft.placed:
+            if not commit.draft.key:
                 commit.attempt(self._rename)
         if len(batch) == 1:
             batch[0].attempt(_sync)
         else:
             list(self._syncers.map(lambda commit: commit.attempt(_sync), batch))
-        renamed = [commit for commit in batch if commit.error is None and not commit.draft.placed]
+        renamed = [commit for commit in batch if commit.error is None and not commit.draft.key]
         for folder in {self.path(commit.key).parent for commit in renamed}:
             try:
                 _sync_folder(folder)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, Protocol
 
@@ -62,6 +62,12 @@ HAND: Final = timedelta(seconds=5)
 
 BLOCK: Final = 1 << 20
 """Bytes of a file that are copied at once."""
+
+MOST_COURSES: Final = 1000
+"""Pairs of AE titles whose course is remembered."""
+
+LAST_NAMES: Final = 8
+"""Patients whose pseudonyms are at hand: of the studies that are coming now, and of no others."""
 
 TITLE: Final = 16
 """Characters that the ledger keeps of who sent, as of an AE title."""
@@ -157,7 +163,7 @@ class Compose:
         self.spool = spool
         self.keyring = keyring or Keyring()
         self._relay = relay
-        self._search_key = search_key
+        self._names = lru_cache(LAST_NAMES)(partial(pseudonym.of_instance, search_key))
         self._asking = asyncio.Lock()
         self._ask_after = 0.0
         self.reload(configuration)
@@ -166,6 +172,7 @@ class Compose:
         """Use another configuration for what comes from now on."""
         self.configuration = configuration
         self.routes = tuple(route for route in configuration.route if route.mail)
+        self._courses = lru_cache(MOST_COURSES)(self._choose)  # callers may call themselves what they like
 
     # What a door needs
 
@@ -179,6 +186,9 @@ class Compose:
 
     def course(self, called: str, calling: str) -> Course | None:
         """Where instances go that one AE sends to another: the first route that matches; None for nowhere."""
+        return self._courses(called, calling)
+
+    def _choose(self, called: str, calling: str) -> Course | None:
         for route in self.routes:
             if grouping.takes(called, calling, route.called, route.calling):
                 return self._course(route, route.mail)
@@ -244,7 +254,7 @@ class Compose:
         file = self.spool.prepare(received.draft, ".dcm")
         caller, now = received.caller, datetime.now(UTC)
         peers = (caller.peer, caller.calling, caller.called)
-        arrival = Arrival(self._instance(received, file.key), file.key, course, door, *peers, now)
+        arrival = Arrival(self._instance(received), file.key, course, door, *peers, now)
         ready = partial(self.spool.settle, file)
         if received.draft.is_large:
             ready()  # first: all who write to the ledger would wait for it
@@ -274,10 +284,10 @@ class Compose:
             reasons.append(None)
         return reasons
 
-    def _instance(self, one: Received, blob: str) -> Instance:
-        file = Span(self.spool.path(blob), one.draft.start, one.draft.start + one.size)
+    def _instance(self, one: Received) -> Instance:
+        file = Span(one.draft.path, one.draft.start, one.draft.start + one.size)
         uids = (one.sop_class, one.sop_instance, one.study, one.series, one.transfer_syntax)
-        names = pseudonym.of_instance(self._search_key, one.identity)
+        names = self._names(one.identity)
         return Instance(*uids, one.sha256, one.data_set_sha256, "", None, file, one.data_set, pseudonyms=names)
 
     def _course(self, route: Route, partners: Sequence[str]) -> Course:

@@ -84,13 +84,17 @@ class Custody(Compose):
         path = folder / "gateway.toml"
         path.write_text(CONFIGURATION, encoding="utf-8")
         ledger = Ledger(connect(f"sqlite:///{folder / 'ledger.sqlite'}"))
-        super().__init__(config.load(path), ledger, Spool(folder / "spool"))
         self.turn = 0
+        super().__init__(config.load(path), ledger, Spool(folder / "spool"), search_key=os.urandom(32))
 
-    def course(self, called: str, calling: str) -> Course | None:
-        """The only one, under another name in each round."""
-        found = super().course(called, calling)
+    def _choose(self, called: str, calling: str) -> Course | None:
+        found = super()._choose(called, calling)
         return None if found is None else replace(found, route=f"round {self.turn}")
+
+    def begin_round(self) -> None:
+        """Use the only route under another name."""
+        self.turn += 1
+        self.reload(self.configuration)
 
     def close(self) -> None:
         """End its threads."""
@@ -146,7 +150,7 @@ def send(paths: list[Path], title: str, port: int, associations: int) -> float:
 
 def send_anew(custody: Custody, paths: list[Path], port: int, associations: int) -> float:
     """Send them to us in a round of their own; return the seconds."""
-    custody.turn += 1
+    custody.begin_round()
     return send(paths, "BENCH", port, associations)
 
 

@@ -29,8 +29,8 @@ _log = structlog.get_logger(__name__)
 BLOCK: Final = 256 << 10
 """Bytes taken from a connection at once, and, with the head, all of an instance that is in memory."""
 
-HEAD: Final = 2 * dataset.PIECE
-"""Bytes of a file that are kept to be judged: most data sets but for their pixels."""
+HEAD: Final = dataset.PIECE + (4 << 10)
+"""Bytes of a file that are kept to be judged: group 0002 and a piece, most data sets but for their pixels."""
 
 ROOM_EVERY: Final = 64 << 20
 """Bytes of an instance after which the free space is looked at again: nobody declares its size."""
@@ -447,7 +447,7 @@ class Association:
             if not self._has_room(intake):
                 return
         if len(intake.content) < HEAD:
-            intake.content += block
+            intake.content += block[: HEAD - len(intake.content)]
         try:
             intake.draft.write(block)
         except OSError as error:
