@@ -102,17 +102,78 @@ _ADD_DELIVERY: Final = Prepared(
 _GROW: Final = Prepared(
     update(collection).where(collection.c.message == bindparam("mine")), ["instances", "size", "last_at"]
 )
+_LEARN: Final = {
+    name: Prepared(
+        update(instance).where(instance.c.blob == bindparam("mine"), instance.c.start == bindparam("at")), [name]
+    )
+    for name in ("sha256", "data_set_sha256")
+}
+_UNKNOWN: Final = (
+    select(instance.c.blob, instance.c.start, instance.c.data_set, instance.c.size)
+    .where(instance.c.sop_instance == bindparam("uid"), instance.c.blob.is_not(None))
+    .where(instance.c.data_set_sha256 == "")
+    .distinct()
+)
 _GROW_ITEM: Final = Prepared(update(message).where(message.c.id == bindparam("mine")), ["size"])
 
 
-def accept(connection: Connection, arrivals: Sequence[Arrival]) -> list[bool]:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an instance lies.
+
+    Attributes:
+        blob: The key in the spool.
+        start: Where in it the file begins.
+        data_set: Offset of the data set in the file.
+        size: Bytes of the file.
+    """
+
+    blob: str
+    start: int
+    data_set: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What was found out about the bytes of an instance.
+
+    Attributes:
+        blob: The key in the spool.
+        start: Where in it the file begins.
+        sha256: Of the file, in hexadecimal; empty: not found out.
+        data_set_sha256: Of the data set, likewise.
+    """
+
+    blob: str
+    start: int
+    sha256: str = ""
+    data_set_sha256: str = ""
+
+
+def learn(connection: Connection, some: Sequence[Learned]) -> list[None]:
+    """Write down what was found out about instances, for every partner who gets them."""
+    for one in some:
+        for name, value in (("sha256", one.sha256), ("data_set_sha256", one.data_set_sha256)):
+            if value:
+                _LEARN[name].run(connection, {"mine": one.blob, "at": one.start, name: value})
+    return [None] * len(some)
+
+
+def unknown(connection: Connection, uids: Sequence[str]) -> list[list[Place]]:
+    """Name, for each SOP Instance UID, the instances whose content nobody has looked at yet."""
+    return [[Place(*row) for row in connection.execute(_UNKNOWN, {"uid": uid})] for uid in uids]
+
+
+def accept(connection: Connection, arrivals: Sequence[Arrival]) -> list[bool | None]:
     """Take custody of instances: each joins the open collection of its study, one for each partner (R20).
 
     The same instance in the same collection is one. What is known under its UID with other content is kept, and held:
     that loses nothing, and tells a person (R11).
 
     Returns:
-        For each whether a row needs its file; a repeated one may go.
+        For each whether a row needs its file; a repeated one may go. None: its UID is known, and its content or that of
+        the one before is not; nothing was kept.
     """
     burst = _Burst(connection, arrivals)
     needed = [burst.take(arrival) for arrival in arrivals]
@@ -156,8 +217,13 @@ class _Burst:
         self._deliveries: list[dict[str, Any]] = []
         self._story: list[dict[str, Any]] = []
 
-    def take(self, arrival: Arrival) -> bool:
+    def take(self, arrival: Arrival) -> bool | None:
         """Join an instance to the collection of each partner; tell whether any of them needs its file."""
+        one = arrival.instance
+        before = [self._seen.get((one.sop_instance, MAIL + partner), ()) for partner, _ in arrival.course.partners]
+        contents = [content for seen in before for _, content, _ in seen]
+        if contents and not all(digest for _, digest in (*contents, (one.transfer_syntax, one.data_set_sha256))):
+            return None
         joined = [self._join(arrival, partner, address) for partner, address in arrival.course.partners]
         return any(joined)
 

@@ -35,9 +35,8 @@ class Received:
         series: Series Instance UID.
         transfer_syntax: Of the presentation context.
         size: Bytes of the file.
-        sha256: Names the file, in hexadecimal: SHA-256 of all before the data set, followed by the SHA-256 of the data
-            set. So an instance is hashed once, not twice, as a mail is.
-        data_set_sha256: Of the data set (what "the same instance" means), in hexadecimal.
+        sha256: Of the file, in hexadecimal; empty: not known yet.
+        data_set_sha256: Of the data set (what "the same instance" means), in hexadecimal; empty: not known yet.
         data_set: Offset of the data set in the file.
         identity: What people search it by.
         draft: The file, or its place in a segment, written, not synced. Whoever accepts it commits or discards it.

@@ -48,6 +48,9 @@ LEDGER_PAUSE: Final = 5.0
 MOST_CHANGES: Final = 256
 """Changes in one transaction: enough to share a sync, few enough that nobody waits long."""
 
+CHECKPOINT_EVERY: Final = 4000
+"""Pages (4 KiB) of the write-ahead log after which whoever commits moves them into the database: some 300 instances."""
+
 NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "fuse.sshfs", "9p"}
 )
@@ -112,6 +115,7 @@ class Ledger:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changes: Batches[_Change] = Batches(MOST_CHANGES)
         self._offers: deque[_Change] = deque()
+        self._riders: deque[_Change] = deque()
         self._turn = threading.Lock()
         self._closed = False
         self._connection = engine.connect()
@@ -181,6 +185,14 @@ class Ledger:
             self._turn.release()
         return cast("T", mine.done.result())
 
+    def add(self, change: Callable[[Connection, list[Item]], Sequence[Any]], item: Item) -> None:
+        """Let a change go with the next transaction, whoever makes it, before all else in it. For threads.
+
+        For what can be found out again: nobody waits for it, and it is lost when the process dies first or the database
+        does not take it.
+        """
+        self._riders.append(_Change(change, item, Future()))
+
     def _put(self, change: _Change) -> None:
         if not self._writer.is_alive():
             raise LedgerError("the ledger is closed")
@@ -228,6 +240,8 @@ class Ledger:
         with self._turn:
             while self._offers:  # of threads that wait for their turn, or gave up waiting
                 self._commit_offers()
+            while riders := self._take_riders():
+                self._commit(riders)
             self._closed = True
             self._connection.close()
         self._readers.shutdown()
@@ -236,7 +250,7 @@ class Ledger:
     def _work(self) -> None:
         for batch in self._changes:
             with self._turn:
-                self._commit(batch)
+                self._commit([*self._take_riders(), *batch])
 
     def _commit_offers(self) -> None:
         """Commit what threads offered and nobody has committed yet, whoever offered it. For whose turn it is."""
@@ -247,7 +261,10 @@ class Ledger:
             for change in batch:
                 _settle(change.done, _Failure(LedgerError("the ledger is closed")))
         elif batch:
-            self._commit(batch)
+            self._commit([*self._take_riders(), *batch])
+
+    def _take_riders(self) -> list[_Change]:
+        return [self._riders.popleft() for _ in range(min(len(self._riders), MOST_CHANGES))]
 
     def _commit(self, batch: list[_Change]) -> None:
         connection = self._connection
@@ -410,6 +427,7 @@ def _prepare_sqlite(engine: Engine, path: Path) -> None:
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.execute("PRAGMA busy_timeout = 10000")
+        cursor.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_EVERY}")
         cursor.close()
 
     @event.listens_for(engine, "begin")

@@ -170,6 +170,7 @@ instance = _table(
     Column("study", String(64), nullable=False, index=True),
     Column("series", String(64), nullable=False),
     Column("transfer_syntax", String(64), nullable=False),
+    # Of what a modality sent both are empty until somebody wants to know: its sender does not wait for them.
     Column("sha256", String(64), nullable=False),
     Column("data_set_sha256", String(64), nullable=False),
     Column("part", Text, nullable=False),

@@ -39,9 +39,9 @@ from gateway.core.directory import FileSet, Member
 from gateway.core.grouping import Rules
 from gateway.core.letter import Letter
 from gateway.core.unsealing import Keyring
-from gateway.errors import GatewayError, RelayError, UsageError
+from gateway.errors import GatewayError, LedgerError, RelayError, UsageError
 from gateway.ledger import collections, submissions
-from gateway.ledger.collections import Arrival, Course, Kept, Row
+from gateway.ledger.collections import Arrival, Course, Kept, Learned, Place, Row
 from gateway.ledger.custody import Caller, Received
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.spool import Draft, Segment, Spool
@@ -68,6 +68,15 @@ MOST_COURSES: Final = 1000
 
 LAST_NAMES: Final = 8
 """Patients whose pseudonyms are at hand: of the studies that are coming now, and of no others."""
+
+DIGESTED: Final = 256 << 10
+"""Bytes that are hashed at once."""
+
+COMPARISONS: Final = 5
+"""Times that an instance is held against those of its UID before it while new ones of them come."""
+
+GONE: Final = "gone"
+"""Stands for the digest of a data set whose bytes nobody has any more."""
 
 TITLE: Final = 16
 """Characters that the ledger keeps of who sent, as of an AE title."""
@@ -258,8 +267,36 @@ class Compose:
         ready = partial(self.spool.settle, file)
         if received.draft.is_large:
             ready()  # first: all who write to the ledger would wait for it
-        if not self.ledger.commit(collections.accept, arrival, ready, patience):
+        needed = self.ledger.commit(collections.accept, arrival, ready, patience)
+        if needed is None:
+            needed = self._compare(received, arrival, ready, patience)
+        if not needed:
             received.draft.discard()  # the same instance once more: one is enough
+
+    def _compare(self, received: Received, arrival: Arrival, ready: Callable[[], None], patience: float) -> bool:
+        """Take in an instance whose UID is known: find out what it and those before it hold (R11)."""
+        if not received.data_set_sha256:
+            _, digest = _digests(received.draft.read, received.data_set, received.size)
+            arrival = replace(arrival, instance=replace(arrival.instance, data_set_sha256=digest))
+        for _ in range(COMPARISONS):
+            for place in self.ledger.commit(collections.unknown, arrival.instance.sop_instance, ready, patience):
+                self.ledger.add(collections.learn, self._look_at(place))
+            needed = self.ledger.commit(collections.accept, arrival, ready, patience)
+            if needed is not None:
+                return needed
+        raise LedgerError("the same instance comes again and again")
+
+    def _look_at(self, place: Place) -> Learned:
+        try:
+            with self.spool.path(place.blob).open("rb", buffering=0) as file:
+                read = partial(_read_at, file.fileno(), place.start)
+                return Learned(place.blob, place.start, *_digests(read, place.data_set, place.size))
+        except OSError:  # its bytes are gone: nobody can say that it was the same
+            return Learned(place.blob, place.start, data_set_sha256=GONE)
+
+    def learn(self, draft: Draft, data_set_sha256: str) -> None:
+        """Take note of what an instance holds that was accepted without its digest. Nobody waits for it."""
+        self.ledger.add(collections.learn, Learned(draft.key, draft.start, data_set_sha256=data_set_sha256))
 
     async def take_files(self, partner: str, paths: Sequence[Path], who: str) -> list[str | None]:
         """Take custody of files that a person sends to a partner; say for each why it was not taken, None when it was.
@@ -353,6 +390,7 @@ class Compose:
 
     async def _compose(self, row: Row, partner: Partner, protection: Protection | None) -> None:
         kept = await self.ledger.read(lambda c: collections.uncomposed(c, row.id))
+        kept = await asyncio.to_thread(lambda: [self._know(one) for one in kept])
         capacity = await self._capacity(partner)
         if protection is not None:
             capacity = replace(capacity, sealed=partial(sealed.sealed_size, protection=protection))
@@ -379,6 +417,20 @@ class Compose:
             await asyncio.to_thread(self.spool.remove_all, writer.blobs)  # a person was quicker
             return
         log.info("composed", id=row.id, partner=row.partner, instances=len(kept), parts=len(writer.mails))
+
+    def _know(self, one: Kept) -> Kept:
+        """See to it that the hash of a file is known, which its mail says (R23). Blocks.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        if one.sha256:
+            return one
+        with self.spool.path(one.blob).open("rb", buffering=0) as file:
+            read = partial(_read_at, file.fileno(), one.start)
+            whole, data_set = _digests(read, one.data_set, one.size, known=bool(one.data_set_sha256))
+        self.ledger.add(collections.learn, Learned(one.blob, one.start, whole, data_set))
+        return replace(one, sha256=whole)
 
     async def _letter(self, row: Row, partner: Partner) -> Letter:
         configuration = self.configuration
@@ -511,6 +563,31 @@ def message_id(key: str, host: str) -> str:
 
 def _rules(route: Route) -> Rules:
     return Rules(route.quiet, route.max_age, route.max_size)
+
+
+def _read_at(file: int, start: int, offset: int, size: int) -> bytes:
+    block = os.pread(file, size, start + offset)
+    if len(block) < size:
+        raise OSError(errno.EIO, "the file is shorter than it was")
+    return block
+
+
+def _digests(read: Callable[[int, int], bytes], data_set: int, size: int, *, known: bool = False) -> tuple[str, str]:
+    """Hash a file, and its data set unless that is known.
+
+    Args:
+        read: Gives so many bytes from an offset.
+        data_set: Offset of the data set.
+        size: Bytes of the file.
+        known: The digest of the data set is not wanted, and empty.
+    """
+    whole, content = hashlib.sha256(read(0, data_set)), hashlib.sha256()
+    for at in range(data_set, size, DIGESTED):
+        block = read(at, min(DIGESTED, size - at))
+        whole.update(block)
+        if not known:
+            content.update(block)
+    return whole.hexdigest(), "" if known else content.hexdigest()
 
 
 def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> Received:

@@ -78,7 +78,7 @@ max_size = "1 TB"
 
 
 class Custody(Compose):
-    """The stage itself; each round is a route of its own, so that the same files are new to it."""
+    """The stage itself; each round is for a partner of its own, so that the same files are new to it."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / "gateway.toml"
@@ -89,10 +89,10 @@ class Custody(Compose):
 
     def _choose(self, called: str, calling: str) -> Course | None:
         found = super()._choose(called, calling)
-        return None if found is None else replace(found, route=f"round {self.turn}")
+        return None if found is None else replace(found, partners=((f"clinic {self.turn}", "dicom@clinic.test"),))
 
     def begin_round(self) -> None:
-        """Use the only route under another name."""
+        """Mail to another partner."""
         self.turn += 1
         self.reload(self.configuration)
 

@@ -114,7 +114,10 @@ def test_every_file_arrives_bit_for_bit_or_is_refused_for_a_reason(door: Running
         outcomes.update({sent.key: sent for sent in association.send(plan.queued, 30)})
         association.release()
     assert len(outcomes) == len(queued)
-    taken = {(one.sop_instance, one.data_set_sha256): path for one, path in door.taker.received}
+    taken = {
+        (one.sop_instance, one.data_set_sha256 or door.taker.learned[one.draft.path, one.draft.start]): path
+        for one, path in door.taker.received
+    }
     stored = 0
     for number, (path, one) in enumerate(chosen):
         sent = outcomes[number]

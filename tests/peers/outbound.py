@@ -190,7 +190,10 @@ class Outbound:
         caller: Caller | None = None,
         segment: Segment | None = None,
     ) -> Received:
-        """An instance in a draft or a segment; its pixels follow from its number unless told."""
+        """An instance in a draft, or as the door does it: in a segment, not hashed yet.
+
+        Its pixels follow from its number unless told.
+        """
         uid = f"1.2.3.{number}"
         pixels = (content or uid).encode().ljust(size, b".")
         data = b"".join(
@@ -208,7 +211,7 @@ class Outbound:
         head = bytes(128) + b"DICM" + files.meta(instance=uid)
         draft = self.spool.draft() if segment is None else segment.draft()
         draft.write(head + data)
-        digest, file = hashlib.sha256(data).hexdigest(), hashlib.sha256(head + data).hexdigest()
+        digest, file = (hashlib.sha256(one).hexdigest() if segment is None else "" for one in (data, head + data))
         assert part10.read_meta(head + data).data_set == len(head)
         uids = (files.CT, uid, study, f"{study}.1", files.EXPLICIT)
         return Received(caller or CALLER, *uids, len(head + data), file, digest, len(head), Identity(), draft)

@@ -536,3 +536,39 @@ async def test_a_change_of_a_thread_that_puts_a_ticket_wakes_the_loop(ledger: Le
     ledger.close()
     with pytest.raises(LedgerError, match="closed"):
         ledger.commit(put, "a", lambda: None, 10)
+
+
+async def test_what_nobody_waits_for_goes_with_the_next_transaction_and_before_it(ledger: Ledger) -> None:
+    """Whoever makes it; alone it costs none."""
+    ledger.add(together, "rider")
+    assert await ledger.read(names) == set()
+    seen = await asyncio.to_thread(lambda: ledger.commit(lambda c, _: [names(c)], None, lambda: None, 10))
+    assert seen == {"rider"}
+    ledger.add(together, "another")
+    assert await ledger.write(names) == {"rider", "another"}
+
+
+async def test_what_nobody_waits_for_harms_nobody(ledger: Ledger) -> None:
+    """Neither when it fails itself, nor when its neighbour does."""
+
+    def fail(_: Connection, __: list[str]) -> list[str]:
+        raise ZeroDivisionError
+
+    ledger.add(fail, "x")
+    assert await ledger.write(note("a")) == "a"
+    ledger.add(together, "b")
+    with pytest.raises(ZeroDivisionError):
+        await ledger.write_together(fail, "x")
+    assert await ledger.read(names) == {"a", "b"}
+
+
+async def test_closing_commits_what_nobody_waits_for(url: str) -> None:
+    """As all that was handed in."""
+    ledger = Ledger(connect(url))
+    for number in range(MOST_CHANGES + 1):
+        ledger.add(together, f"{number}")
+    ledger.close()
+    engine = connect(url)
+    with engine.connect() as connection:
+        assert len(names(connection)) == MOST_CHANGES + 1
+    engine.dispose()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import hashlib
 import os
 import threading
 import time
@@ -15,8 +17,10 @@ from outbound import CALLER, Outbound
 from rows import NOW
 from sqlalchemy import Connection, select, update
 
+from gateway.core import letter
+from gateway.errors import LedgerError
+from gateway.ledger import collections, verbs
 from gateway.ledger import spool as spools
-from gateway.ledger import verbs
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.spool import Scrap, Segment, Slice, Spool
 from gateway.ledger.tables import instance, message
@@ -255,17 +259,22 @@ async def test_a_repeated_instance_takes_no_room(out: Outbound) -> None:
     assert out.spool.path(segment.key).stat().st_size == sum(size for _, _, size in rows)
 
 
+SENT = ((1, "1.2.9"), (2, "1.2.8"), (3, "1.2.9"))
+
+
 async def test_each_instance_of_a_segment_is_mailed_as_it_came(out: Outbound) -> None:
-    """Two studies in one association, and one file."""
+    """Two studies in one association, and one file; each part says the hash of its file (R23)."""
     segment = out.spool.segment()
-    for number, study in ((1, "1.2.9"), (2, "1.2.8"), (3, "1.2.9")):
+    for number, study in SENT:
         assert await out.accept(out.image(number, study=study, segment=segment)) == 0
     segment.close()
     await out.work()
-    contents = {number: out.image(number, study=study) for number, study in ((1, "1.2.9"), (2, "1.2.8"), (3, "1.2.9"))}
-    carried = b"".join(content for _, content in out.postman.mails)
     assert len(out.postman.mails) == 2
-    assert all(one.data_set_sha256.encode() in carried or one.sha256.encode() in carried for one in contents.values())
+    parts = [part for _, content in out.postman.mails for part in email.message_from_bytes(content).walk()]
+    images = [part for part in parts if part.get_content_type() == "application/dicom" and part[letter.HASH_FIELD]]
+    contents = [part.get_payload(decode=True) for part in images]
+    assert sorted(contents) == sorted(out.image(number, study=study).draft.read(0, 1 << 20) for number, study in SENT)
+    assert [part[letter.HASH_FIELD] for part in images] == [hashlib.sha256(one).hexdigest() for one in contents]
     assert (await out.proof())["unaccounted"] == 0
 
 
@@ -333,3 +342,92 @@ async def test_retention_erases_instances_and_the_sweep_takes_the_file(out: Outb
     assert await keeper.sweep(now) == 0  # a suspect
     assert await keeper.sweep(now) == 1
     assert not out.spool.has(segment.key)
+
+
+# What they hold, which nobody knows yet
+
+
+def known(connection: Connection) -> list[tuple[str, str]]:
+    columns = instance.c.sha256, instance.c.data_set_sha256
+    return [tuple(row) for row in connection.execute(select(*columns).order_by(instance.c.start))]
+
+
+async def test_what_an_instance_holds_is_written_down_by_whoever_commits_next(out: Outbound) -> None:
+    """Its sender waits for its custody, not for that."""
+    segment = out.spool.segment()
+    one = out.image(1, segment=segment)
+    assert await out.accept(one) == 0
+    assert await out.ledger.read(known) == [("", "")]
+    out.compose.learn(one.draft, "digest")
+    assert await out.ledger.read(known) == [("", "")]
+    assert await out.accept(out.image(2, segment=segment)) == 0
+    assert await out.ledger.read(known) == [("", "digest"), ("", "")]
+    segment.close()
+    await out.work()
+    (first, mine), (second, other) = await out.ledger.read(known)
+    assert (mine, len(first), len(second), len(other)) == ("digest", 64, 64, 64)
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["not hashed yet", "hashed"])
+async def test_the_same_instance_is_one_though_nobody_had_looked_at_it(out: Outbound, learned: bool) -> None:
+    """Both are looked at when its UID comes again (R11)."""
+    segment = out.spool.segment()
+    first = out.image(1, segment=segment)
+    assert await out.accept(first) == 0
+    if learned:
+        size = first.size - first.data_set
+        out.compose.learn(first.draft, hashlib.sha256(first.draft.read(first.data_set, size)).hexdigest())
+    again = out.image(1, segment=segment)
+    assert await out.accept(again) == 0
+    assert again.draft.is_discarded
+    segment.close()
+    [item] = await out.items()
+    assert item["instances"] == 1
+
+
+async def test_another_content_under_the_uid_is_held_though_nobody_had_looked_at_it(out: Outbound) -> None:
+    """Kept, and a person decides (R11)."""
+    segment = await taken(out, 1)
+    caller = replace(CALLER, called="SLOW")
+    assert await out.accept(out.image(1, content="another", caller=caller, segment=segment)) == 0
+    segment.close()
+    [item] = await out.items()
+    assert [one["outcome"] for one in item["instances_detail"]] == ["waiting", "held"]
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "gone"])
+async def test_an_instance_whose_forerunner_is_gone_is_held(out: Outbound, cut: bool) -> None:
+    """Nobody can say that it was the same: that loses nothing, and tells a person (R11)."""
+    segment = await taken(out, 1)
+    segment.close()
+    if cut:
+        os.truncate(out.spool.path(segment.key), 300)
+    else:
+        out.spool.remove(segment.key)
+    (await taken(out, 1)).close()
+    [item] = await out.items()
+    assert [one["outcome"] for one in item["instances_detail"]] == ["waiting", "held"]
+
+
+async def test_a_uid_that_is_new_at_every_look_is_tried_again_later(
+    out: Outbound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for ever: the sender is told that we could not take it now (R6)."""
+    monkeypatch.setattr(collections, "accept", lambda _, arrivals: [None] * len(arrivals))
+    segment = out.spool.segment()
+    with pytest.raises(LedgerError, match="again and again"):
+        await out.accept(out.image(1, segment=segment))
+    segment.close()
+
+
+async def test_a_file_that_became_shorter_is_not_mailed(out: Outbound) -> None:
+    """Not half of an image, whatever befell the disk (R8)."""
+    segment = await taken(out, 1)
+    segment.close()
+    os.truncate(out.spool.path(segment.key), 300)
+    [item] = await out.items()
+    for _ in range(3):
+        with out.ledger.engine.begin() as connection:
+            verbs.retry(connection, item["id"], NOW, "anna", force=True)
+        await out.work()
+    assert out.postman.mails == []

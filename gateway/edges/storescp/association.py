@@ -32,6 +32,10 @@ BLOCK: Final = 256 << 10
 HEAD: Final = dataset.PIECE + (4 << 10)
 """Bytes of a file that are kept to be judged: group 0002 and a piece, most data sets but for their pixels."""
 
+LATER: Final = 1 << 20
+"""Bytes of a file that is hashed after the answer: its sender gets the next one ready meanwhile. A longer one is hashed
+as it comes."""
+
 ROOM_EVERY: Final = 64 << 20
 """Bytes of an instance after which the free space is looked at again: nobody declares its size."""
 
@@ -72,7 +76,7 @@ class _Intake:
         content: What is kept in memory: the head of an instance, or all of a report.
         size: Bytes so far, of the file or of the data set.
         data_set: Offset of the data set in the file.
-        hashed: Of the data set.
+        hashed: Of the data set; None: not yet.
     """
 
     request: dimse.Message
@@ -82,7 +86,7 @@ class _Intake:
     size: int = 0
     unchecked: int = 0
     data_set: int = 0
-    hashed: hashlib._Hash = field(default_factory=hashlib.sha256)
+    hashed: hashlib._Hash | None = None
 
     def refuse(self, status: int, comment: str) -> None:
         """Take no more of it; the first reason counts."""
@@ -427,8 +431,11 @@ class Association:
             if intake.size > PATIENCE * self._door.limits.instance:
                 raise dimse.ProtocolError("data set too long")
         elif intake.draft is not None:
-            intake.hashed.update(block)
             self._keep(intake, block)
+            if intake.hashed is not None:
+                intake.hashed.update(block)
+            elif intake.size > LATER and intake.draft is not None:
+                intake.hashed = self._hash(intake.draft, intake.data_set, intake.size)
         else:
             intake.content += block
             if len(intake.content) > dimse.LONGEST_DATA_SET:
@@ -461,8 +468,16 @@ class Association:
             intake.refuse(answers.OUT_OF_RESOURCES, "not enough room, try again later")
         return intake.refused is None
 
+    def _hash(self, draft: Draft, start: int, end: int) -> hashlib._Hash:
+        """Hash a range of a file by what lies on disk."""
+        hashed = hashlib.sha256()
+        for at in range(start, end, BLOCK):
+            hashed.update(draft.read(at, min(BLOCK, end - at)))
+        return hashed
+
     def _finish(self, intake: _Intake) -> None:
         """Answer a message whose data set is complete."""
+        draft = intake.draft
         if intake.refused is not None:
             status, comment = intake.refused
         elif intake.draft is None:
@@ -475,6 +490,15 @@ class Association:
             self._count(status, intake.size)
         self._respond(intake.request, status, comment)
         self._intake = None
+        if status == answers.SUCCESS and draft is not None and intake.hashed is None and not draft.is_discarded:
+            self._learn(draft, intake)
+
+    def _learn(self, draft: Draft, intake: _Intake) -> None:
+        """Hash what was accepted, while its sender gets the next one ready."""
+        assert self._door.incoming is not None
+        with contextlib.suppress(OSError):  # whoever wants to know then looks for himself, and is told
+            digest = self._hash(draft, intake.data_set, intake.size).hexdigest()
+            self._door.incoming.learn(draft, digest)
 
     def _count(self, status: int, size: int) -> None:
         counters = self._door.counters
@@ -506,8 +530,6 @@ class Association:
         if wrong is not None:
             intake.discard()
             return answers.BY_CODE.get(wrong, answers.NOT_UNDERSTOOD), wrong
-        digest = intake.hashed
-        whole = hashlib.sha256(intake.content[: intake.data_set] + digest.digest())
         received = Received(
             caller=self._caller,
             sop_class=judged.sop_class,
@@ -516,8 +538,8 @@ class Association:
             series=judged.series,
             transfer_syntax=judged.meta.transfer_syntax,
             size=intake.size,
-            sha256=whole.hexdigest(),
-            data_set_sha256=digest.hexdigest(),
+            sha256="",
+            data_set_sha256="" if intake.hashed is None else intake.hashed.hexdigest(),
             data_set=intake.data_set,
             identity=judged.identity,
             draft=draft,
