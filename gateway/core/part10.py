@@ -6,7 +6,9 @@ crosses DIMSE, so the data set holds. What could make two readers see different 
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -32,6 +34,7 @@ _WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES, _ACCESSI
 
 _STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
 _BARE_HEAD: Final = 4096
+_HASHED: Final = 256 << 10  # bytes that are hashed at once
 _TEXT_LIMIT: Final = 80  # a UID has 64 characters; more shows that one has more
 
 _PROGRAMS: Final = (b"MZ", b"\x7fELF", b"#!", b"\xca\xfe\xba\xbe", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"<")
@@ -268,6 +271,20 @@ def _disagreements(meta: Meta, values: dict[int, str]) -> list[str]:
     if not values.get(patient.ID):
         codes.append("no-patient-id")
     return list(dict.fromkeys(codes))
+
+
+def hashed(read: Callable[[int, int], bytes], start: int, end: int) -> hashlib._Hash:
+    """Take the SHA-256 of a range of a file.
+
+    Args:
+        read: Gives so many bytes from an offset.
+        start: Offset of the first byte: of the data set, for what "the same instance" means, or 0 for the file.
+        end: Offset behind the last one.
+    """
+    digest = hashlib.sha256()
+    for at in range(start, end, _HASHED):
+        digest.update(read(at, min(_HASHED, end - at)))
+    return digest
 
 
 def is_uid(text: str) -> bool:

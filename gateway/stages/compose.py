@@ -69,9 +69,6 @@ MOST_COURSES: Final = 1000
 LAST_NAMES: Final = 8
 """Patients whose pseudonyms are at hand: of the studies that are coming now, and of no others."""
 
-DIGESTED: Final = 256 << 10
-"""Bytes that are hashed at once."""
-
 COMPARISONS: Final = 5
 """Times that an instance is held against those of its UID before it while new ones of them come."""
 
@@ -276,8 +273,8 @@ class Compose:
     def _compare(self, received: Received, arrival: Arrival, ready: Callable[[], None], patience: float) -> bool:
         """Take in an instance whose UID is known: find out what it and those before it hold (R11)."""
         if not received.data_set_sha256:
-            _, digest = _digests(received.draft.read, received.data_set, received.size)
-            arrival = replace(arrival, instance=replace(arrival.instance, data_set_sha256=digest))
+            digest = part10.hashed(received.draft.read, received.data_set, received.size)
+            arrival = replace(arrival, instance=replace(arrival.instance, data_set_sha256=digest.hexdigest()))
         for _ in range(COMPARISONS):
             for place in self.ledger.commit(collections.unknown, arrival.instance.sop_instance, ready, patience):
                 self.ledger.add(collections.learn, self._look_at(place))
@@ -290,7 +287,8 @@ class Compose:
         try:
             with self.spool.path(place.blob).open("rb", buffering=0) as file:
                 read = partial(_read_at, file.fileno(), place.start)
-                return Learned(place.blob, place.start, *_digests(read, place.data_set, place.size))
+                digest = part10.hashed(read, place.data_set, place.size)
+                return Learned(place.blob, place.start, data_set_sha256=digest.hexdigest())
         except OSError:  # its bytes are gone: nobody can say that it was the same
             return Learned(place.blob, place.start, data_set_sha256=GONE)
 
@@ -428,9 +426,10 @@ class Compose:
             return one
         with self.spool.path(one.blob).open("rb", buffering=0) as file:
             read = partial(_read_at, file.fileno(), one.start)
-            whole, data_set = _digests(read, one.data_set, one.size, known=bool(one.data_set_sha256))
+            whole = part10.hashed(read, 0, one.size).hexdigest()
+            data_set = one.data_set_sha256 or part10.hashed(read, one.data_set, one.size).hexdigest()
         self.ledger.add(collections.learn, Learned(one.blob, one.start, whole, data_set))
-        return replace(one, sha256=whole)
+        return replace(one, sha256=whole, data_set_sha256=data_set)
 
     async def _letter(self, row: Row, partner: Partner) -> Letter:
         configuration = self.configuration
@@ -570,24 +569,6 @@ def _read_at(file: int, start: int, offset: int, size: int) -> bytes:
     if len(block) < size:
         raise OSError(errno.EIO, "the file is shorter than it was")
     return block
-
-
-def _digests(read: Callable[[int, int], bytes], data_set: int, size: int, *, known: bool = False) -> tuple[str, str]:
-    """Hash a file, and its data set unless that is known.
-
-    Args:
-        read: Gives so many bytes from an offset.
-        data_set: Offset of the data set.
-        size: Bytes of the file.
-        known: The digest of the data set is not wanted, and empty.
-    """
-    whole, content = hashlib.sha256(read(0, data_set)), hashlib.sha256()
-    for at in range(data_set, size, DIGESTED):
-        block = read(at, min(DIGESTED, size - at))
-        whole.update(block)
-        if not known:
-            content.update(block)
-    return whole.hexdigest(), "" if known else content.hexdigest()
 
 
 def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> Received:

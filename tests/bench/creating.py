@@ -2,9 +2,9 @@
 
     python tests/bench/creating.py [--quick] [--folder FOLDER]
 
-A study of 300 CT-like instances of 0.5 MB becomes a message with a DICOMDIR: the headers are read, the plan is made,
-the message is written. Beside it, interleaved: ``dcmmkdir`` over the same files, followed by ``base64 -w76`` of them
-all. Neither syncs. Only the ratios mean something.
+A study of 300 CT-like instances of 0.5 MB becomes a message with a DICOMDIR: the files are hashed, the headers are
+read, the plan is made, the message is written. Beside it, interleaved: ``dcmmkdir`` over the same files, followed by
+``base64 -w76`` of them all. Neither syncs. Only the ratios mean something.
 Bars: at least as fast as both together; time per instance for 3 000 small ones at most 1.5 times that for 300; at most
 40 MB over idle for 2 GB.
 """
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from reading import element, peak_kilobytes
 from reading import instance as nameless
 
-from gateway.core import creator, directory, letter
+from gateway.core import creator, directory, letter, part10
 from gateway.core.directory import Member
 from gateway.core.letter import Letter
 from gateway.core.part10 import read_meta
@@ -62,10 +63,17 @@ def study(folder: Path, count: int, size: int) -> list[Member]:
     return members
 
 
+def hashed(member: Member) -> Member:
+    """Know the hash of a file, which its part says."""
+    with member.file.path.open("rb", buffering=0) as file:
+        digest = part10.hashed(lambda at, size: os.pread(file.fileno(), size, at), 0, member.file.size)
+    return replace(member, sha256=digest.hexdigest())
+
+
 def create(members: list[Member], out: Path) -> float:
     """Write the message of a study; return the seconds it took."""
     begun = time.perf_counter()
-    plan = creator.plan([directory.describe(member) for member in members], LETTER, ROOMY)
+    plan = creator.plan([directory.describe(hashed(member)) for member in members], LETTER, ROOMY)
     with out.open("wb") as file:
         for file_set in plan.file_sets:
             letter.write(file_set, LETTER, file)

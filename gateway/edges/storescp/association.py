@@ -435,7 +435,7 @@ class Association:
             if intake.hashed is not None:
                 intake.hashed.update(block)
             elif intake.size > LATER and intake.draft is not None:
-                intake.hashed = self._hash(intake.draft, intake.data_set, intake.size)
+                intake.hashed = part10.hashed(intake.draft.read, intake.data_set, intake.size)
         else:
             intake.content += block
             if len(intake.content) > dimse.LONGEST_DATA_SET:
@@ -468,13 +468,6 @@ class Association:
             intake.refuse(answers.OUT_OF_RESOURCES, "not enough room, try again later")
         return intake.refused is None
 
-    def _hash(self, draft: Draft, start: int, end: int) -> hashlib._Hash:
-        """Hash a range of a file by what lies on disk."""
-        hashed = hashlib.sha256()
-        for at in range(start, end, BLOCK):
-            hashed.update(draft.read(at, min(BLOCK, end - at)))
-        return hashed
-
     def _finish(self, intake: _Intake) -> None:
         """Answer a message whose data set is complete."""
         draft = intake.draft
@@ -497,8 +490,8 @@ class Association:
         """Hash what was accepted, while its sender gets the next one ready."""
         assert self._door.incoming is not None
         with contextlib.suppress(OSError):  # whoever wants to know then looks for himself, and is told
-            digest = self._hash(draft, intake.data_set, intake.size).hexdigest()
-            self._door.incoming.learn(draft, digest)
+            digest = part10.hashed(draft.read, intake.data_set, intake.size)
+            self._door.incoming.learn(draft, digest.hexdigest())
 
     def _count(self, status: int, size: int) -> None:
         counters = self._door.counters
