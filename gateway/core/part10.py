@@ -6,6 +6,7 @@ crosses DIMSE, so the data set holds. What could make two readers see different 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 from collections.abc import Callable
@@ -280,10 +281,17 @@ def hashed(read: Callable[[int, int], bytes], start: int, end: int) -> hashlib._
         read: Gives so many bytes from an offset.
         start: Offset of the first byte: of the data set, for what "the same instance" means, or 0 for the file.
         end: Offset behind the last one.
+
+    Raises:
+        OSError: It cannot be read, or is shorter than that.
     """
     digest = hashlib.sha256()
     for at in range(start, end, _HASHED):
-        digest.update(read(at, min(_HASHED, end - at)))
+        size = min(_HASHED, end - at)
+        block = read(at, size)
+        if len(block) < size:
+            raise OSError(errno.EIO, "the file is shorter than it was")
+        digest.update(block)
     return digest
 
 

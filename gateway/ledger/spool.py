@@ -114,7 +114,7 @@ class Draft:
     def read(self, offset: int, size: int) -> bytes:
         """Read back what was written."""
         self._flush()
-        return os.pread(self._file, size, self.start + offset)
+        return os.pread(self._file, size, offset)
 
     @property
     def is_discarded(self) -> bool:
@@ -139,9 +139,7 @@ class Draft:
             self._small = bytearray()
 
     def _begin_writeback(self) -> None:
-        # Not posix_fadvise: it would also drop the pages, and the message is read right after it was accepted.
-        # Only advice: when it fails, the sync does all the work.
-        _libc.sync_file_range(self._file, _Offset(self.start + self._begun), _Offset(0), _SYNC_FILE_RANGE_WRITE)
+        _begin_writeback(self._file, self._begun)
         self._begun = self.size
 
     def _close(self) -> None:
@@ -151,10 +149,11 @@ class Draft:
 
 
 class Segment:
-    """A file to which one sender's instances are appended, one after another. For one thread.
+    """A file to which one sender's instances are appended, one after another. For one thread, which closes it.
 
     What is discarded is cut off again: the next instance begins where it began. After a disk has refused a sync nobody
-    knows what the file holds from there on, so no further instance begins in it.
+    knows what the file holds from there on, so no further instance begins in it. The last instance may be synced or
+    discarded by another thread, that commits for many, after its own thread gave up waiting and closed the file.
 
     Args:
         key: By which it is reached.
@@ -169,6 +168,7 @@ class Segment:
         self.file = file
         self.broken = False
         self._on_close = close
+        self._lock = threading.Lock()
         self._last: Slice | None = None
 
     @property
@@ -188,10 +188,30 @@ class Segment:
 
     def close(self) -> None:
         """Append nothing any more. A segment that holds nothing is deleted."""
-        os.close(self.file)
-        if not self.end:
-            _unlink(self.path)
+        with self._lock:
+            with contextlib.suppress(OSError):  # each instance was synced by itself
+                os.close(self.file)
+            self.file = -1
+            if not self.end:
+                _unlink(self.path)
         self._on_close(self)
+
+    def sync(self) -> None:
+        """Put the bytes on disk, and where they end."""
+        with self._lock:
+            try:
+                if self.file >= 0:
+                    os.fdatasync(self.file)
+                else:
+                    _sync_path(self.path)
+            except OSError:
+                self.broken = True  # the kernel has dropped what it could not write, and says so only once
+                raise
+
+    def cut(self, end: int) -> None:
+        """Forget what lies behind an offset."""
+        with self._lock, contextlib.suppress(OSError):  # what cannot be cut off is written over
+            os.truncate(self.file if self.file >= 0 else self.path, end)
 
 
 class Slice(Draft):
@@ -202,7 +222,6 @@ class Slice(Draft):
         self.start = start
         self.key = segment.key
         self._segment = segment
-        self._file = segment.file
         self._written = 0
 
     @property
@@ -223,28 +242,32 @@ class Slice(Draft):
     def sync(self) -> None:
         """Put the bytes on disk, and where they end."""
         self._flush()
-        try:
-            os.fdatasync(self._file)
-        except OSError:
-            self._segment.broken = True  # the kernel has dropped what it could not write, and says so only once
-            raise
+        self._segment.sync()
 
     sync_ahead = sync
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read back what was written."""
+        self._flush()
+        return os.pread(self._segment.file, size, self.start + offset)
 
     def discard(self) -> None:
         """Cut it off again. Safe to call at any time, also twice."""
         if not self._discarded:
             self._discarded = True
             self._small = bytearray()
-            with contextlib.suppress(OSError):  # what cannot be cut off is written over
-                os.ftruncate(self._file, self.start)
+            self._segment.cut(self.start)
+
+    def _begin_writeback(self) -> None:
+        _begin_writeback(self._segment.file, self.start + self._begun)
+        self._begun = self.size
 
     def _flush(self, block: bytes | bytearray | memoryview = b"") -> None:
         if self._discarded:
             raise FileNotFoundError(errno.ENOENT, "the draft was discarded")
         for part in (self._small, block):
             if part:
-                _write_all_at(self._file, part, self.start + self._written)
+                _write_all_at(self._segment.file, part, self.start + self._written)
                 self._written += len(part)
         if self._small:
             self._small = bytearray()
@@ -255,6 +278,12 @@ _Offset = ctypes.c_int64
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
+
+
+def _begin_writeback(descriptor: int, offset: int) -> None:
+    # Not posix_fadvise: it would also drop the pages, and the message is read right after it was accepted.
+    # Only advice: when it fails, the sync does all the work.
+    _libc.sync_file_range(descriptor, _Offset(offset), _Offset(0), _SYNC_FILE_RANGE_WRITE)
 
 
 def _write_all(descriptor: int, block: bytes | bytearray | memoryview) -> None:
@@ -596,6 +625,14 @@ def _unlink(path: Path) -> None:
     # On a disk that has failed, this fails too: then the sweep takes it, and the thread that serves all others lives.
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
+
+
+def _sync_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -286,9 +286,8 @@ class Compose:
     def _look_at(self, place: Place) -> Learned:
         try:
             with self.spool.path(place.blob).open("rb", buffering=0) as file:
-                read = partial(_read_at, file.fileno(), place.start)
-                digest = part10.hashed(read, place.data_set, place.size)
-                return Learned(place.blob, place.start, data_set_sha256=digest.hexdigest())
+                digest = _hashed(file, place.start + place.data_set, place.start + place.size)
+                return Learned(place.blob, place.start, data_set_sha256=digest)
         except OSError:  # its bytes are gone: nobody can say that it was the same
             return Learned(place.blob, place.start, data_set_sha256=GONE)
 
@@ -425,9 +424,9 @@ class Compose:
         if one.sha256:
             return one
         with self.spool.path(one.blob).open("rb", buffering=0) as file:
-            read = partial(_read_at, file.fileno(), one.start)
-            whole = part10.hashed(read, 0, one.size).hexdigest()
-            data_set = one.data_set_sha256 or part10.hashed(read, one.data_set, one.size).hexdigest()
+            end = one.start + one.size
+            whole = _hashed(file, one.start, end)
+            data_set = one.data_set_sha256 or _hashed(file, one.start + one.data_set, end)
         self.ledger.add(collections.learn, Learned(one.blob, one.start, whole, data_set))
         return replace(one, sha256=whole, data_set_sha256=data_set)
 
@@ -564,11 +563,9 @@ def _rules(route: Route) -> Rules:
     return Rules(route.quiet, route.max_age, route.max_size)
 
 
-def _read_at(file: int, start: int, offset: int, size: int) -> bytes:
-    block = os.pread(file, size, start + offset)
-    if len(block) < size:
-        raise OSError(errno.EIO, "the file is shorter than it was")
-    return block
+def _hashed(file: BinaryIO, start: int, end: int) -> str:
+    digest = part10.hashed(lambda at, size: os.pread(file.fileno(), size, at), start, end)
+    return digest.hexdigest()
 
 
 def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> Received:

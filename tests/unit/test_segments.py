@@ -232,6 +232,35 @@ def test_one_instance_is_erased_and_its_neighbours_are_not(
     spool.erase([Scrap("2026112312/never.seg", 0, 5)])
 
 
+def test_another_thread_syncs_what_its_own_gave_up_waiting_for(spool: Spool) -> None:
+    """The descriptor is another file's by then; that of the segment is what is meant (R1)."""
+    segment = spool.segment()
+    commit = spool.prepare(append(segment, BIG), ".dcm")
+    commit.draft.begin_sync()
+    file = segment.file
+    segment.close()
+    other = os.open(spool.root / "other", os.O_RDWR | os.O_CREAT)
+    assert other == file
+    os.write(other, b"other")
+    spool.settle(commit)
+    assert spool.path(commit.key).read_bytes() == BIG
+    commit.draft.discard()
+    assert spool.path(commit.key).read_bytes() == b""
+    assert os.pread(other, 9, 0) == b"other"
+    os.close(other)
+
+
+def test_a_segment_that_is_gone_when_it_is_synced_is_not_durable(spool: Spool) -> None:
+    """Whatever took it."""
+    segment = spool.segment()
+    commit = spool.prepare(append(segment, BIG), ".dcm")
+    commit.draft.begin_sync()
+    segment.close()
+    spool.remove(segment.key)
+    with pytest.raises(FileNotFoundError):
+        spool.settle(commit)
+
+
 # What its rows say
 
 
