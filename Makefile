@@ -47,7 +47,7 @@ fuzz: .venv/test  ## Throw damaged mail at every parser, ten minutes each or ARG
 	for target in tests/fuzz/*.py; do \
 	  echo "== $$target"; nice $(BIN)/python $$target -max_total_time=$(or $(ARGS),600) -rss_limit_mb=1024 -timeout=20; done
 
-soak: .venv/test peers  ## Mail from ten connections while the gateway is killed again and again; SOAK=night: a PACS away, idle, backlog
+soak: .venv/test peers  ## Mail from ten connections while the gateway is killed again and again; SOAK=modalities on the way out, night: a PACS away, idle, backlog
 	PYTHONPATH=.:tests/peers $(BIN)/python tests/fault/$(SOAK).py $(ARGS)
 
 docs: .venv/test  ## Build the documentation as a site: build/docs/index.html
