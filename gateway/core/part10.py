@@ -6,7 +6,6 @@ crosses DIMSE, so the data set holds. What could make two readers see different 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 from collections.abc import Callable
@@ -283,14 +282,14 @@ def hashed(read: Callable[[int, int], bytes], start: int, end: int) -> hashlib._
         end: Offset behind the last one.
 
     Raises:
-        OSError: It cannot be read, or is shorter than that.
+        EOFError: It is shorter than that.
     """
     digest = hashlib.sha256()
     for at in range(start, end, _HASHED):
         size = min(_HASHED, end - at)
         block = read(at, size)
         if len(block) < size:
-            raise OSError(errno.EIO, "the file is shorter than it was")
+            raise EOFError
         digest.update(block)
     return digest
 

@@ -288,7 +288,7 @@ class Compose:
             with self.spool.path(place.blob).open("rb", buffering=0) as file:
                 digest = _hashed(file, place.start + place.data_set, place.start + place.size)
                 return Learned(place.blob, place.start, data_set_sha256=digest)
-        except OSError:  # its bytes are gone: nobody can say that it was the same
+        except (FileNotFoundError, EOFError):  # its bytes are gone: nobody can say that it was the same
             return Learned(place.blob, place.start, data_set_sha256=GONE)
 
     def learn(self, draft: Draft, data_set_sha256: str) -> None:
@@ -420,6 +420,7 @@ class Compose:
 
         Raises:
             OSError: It cannot be read.
+            EOFError: It is shorter than it was.
         """
         if one.sha256:
             return one

@@ -489,7 +489,7 @@ class Association:
     def _learn(self, draft: Draft, intake: _Intake) -> None:
         """Hash what was accepted, while its sender gets the next one ready."""
         assert self._door.incoming is not None
-        with contextlib.suppress(OSError):  # whoever wants to know then looks for himself, and is told
+        with contextlib.suppress(OSError, EOFError):  # whoever wants to know then looks for himself, and is told
             digest = part10.hashed(draft.read, intake.data_set, intake.size)
             self._door.incoming.learn(draft, digest.hexdigest())
 
