@@ -32,7 +32,7 @@ from gateway import model
 from gateway.core.commands import parse_parameters, parse_path
 from gateway.core.data import Digester, MailData
 from gateway.errors import GatewayError, LowDiskError, RefusedError
-from gateway.ledger.spool import Draft
+from gateway.ledger.drafts import Draft
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Authenticate: TypeAlias = Callable[[str, str], Awaitable[bool]]

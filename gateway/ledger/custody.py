@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gateway.core.pseudonym import Identity
-from gateway.ledger.spool import Draft
+from gateway.ledger.drafts import Draft
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,9 @@ from gateway.errors import GatewayError, LedgerError, RelayError, UsageError
 from gateway.ledger import collections, submissions
 from gateway.ledger.collections import Arrival, Course, Kept, Learned, Place, Row
 from gateway.ledger.custody import Caller, Received
+from gateway.ledger.drafts import Draft, Segment
 from gateway.ledger.ledger import Ledger
-from gateway.ledger.spool import Draft, Segment, Spool
+from gateway.ledger.spool import Spool
 from gateway.ledger.submissions import Mail
 from gateway.model import Instance, Span
 

@@ -23,9 +23,9 @@ from gateway.core.data import Digester
 from gateway.core.mailbox import Filing, Known, Plan, State, Waiting
 from gateway.errors import GatewayError, LowDiskError, MailboxError, RefusedError
 from gateway.ledger import mailboxes
+from gateway.ledger.drafts import Draft
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.mailboxes import Folder, Health, Taken
-from gateway.ledger.spool import Draft
 from gateway.model import Digest, Envelope
 
 log = structlog.get_logger(__name__)

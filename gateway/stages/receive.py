@@ -32,9 +32,10 @@ from gateway.core.reader import Rules
 from gateway.core.unsealing import Guard, Keyring, Unsealed, der
 from gateway.errors import GatewayError, RefusedError, WorkerError
 from gateway.ledger import fragments, messages, submissions
+from gateway.ledger.drafts import Draft
 from gateway.ledger.fragments import Caps, Piece, Source, Standing
 from gateway.ledger.ledger import Ledger
-from gateway.ledger.spool import Draft, Spool
+from gateway.ledger.spool import Spool
 from gateway.model import (
     Digest,
     Direction,

@@ -37,7 +37,8 @@ from daemon import Daemon
 
 from gateway import model
 from gateway.edges.smtp import Limits, SmtpDoor
-from gateway.ledger.spool import Draft, Spool
+from gateway.ledger.drafts import Draft
+from gateway.ledger.spool import Spool
 
 CLINIC = """
 [ae.pacs]

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from gateway.edges import smtp
 from gateway.edges.smtp import Deadlines
 from gateway.errors import LedgerError, LowDiskError, RefusedError, WorkerError
-from gateway.ledger.spool import Draft
+from gateway.ledger.drafts import Draft
 
 SHORT = 0.05
 

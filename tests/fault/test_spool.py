@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from peer import absent
 
+from gateway.ledger import drafts
 from gateway.ledger import spool as spools
-from gateway.ledger.spool import Draft, Spool
+from gateway.ledger.drafts import Draft
+from gateway.ledger.spool import Spool
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,7 +137,7 @@ async def test_a_write_that_fails_reaches_the_door(tmp_path: Path, monkeypatch: 
     disk.broken = {"write"}
     big = spool.draft()
     with pytest.raises(OSError, match="Input/output error"):
-        big.write(b"x" * (spools.SMALL + 1))
+        big.write(b"x" * (drafts.SMALL + 1))
     big.discard()
     with pytest.raises(OSError, match="Input/output error"):
         await spool.commit(draft(spool), ".eml")
@@ -250,13 +252,13 @@ async def test_a_large_file_makes_nobody_wait(tmp_path: Path, monkeypatch: pytes
         ahead(one)
 
     monkeypatch.setattr(Draft, "sync_ahead", slow)
-    large = draft(spool, b"x" * (2 * spools.WRITEBACK_EVERY + 1))
+    large = draft(spool, b"x" * (2 * drafts.WRITEBACK_EVERY + 1))
     task = asyncio.create_task(spool.commit(large, ".eml"))
     await asyncio.to_thread(begun.wait, 10)
     for _ in range(3):
         assert spool.has(await spool.commit(draft(spool), ".eml"))
     go.set()
-    assert spool.path(await task).stat().st_size == 2 * spools.WRITEBACK_EVERY + 1
+    assert spool.path(await task).stat().st_size == 2 * drafts.WRITEBACK_EVERY + 1
     spool.close()
 
 
@@ -267,7 +269,7 @@ async def test_a_large_file_that_cannot_be_synced_is_gone(tmp_path: Path, monkey
     def fail(_: int) -> None:
         raise OSError(5, "Input/output error")
 
-    large = draft(spool, b"x" * (spools.WRITEBACK_EVERY + 1))
+    large = draft(spool, b"x" * (drafts.WRITEBACK_EVERY + 1))
     with monkeypatch.context() as patch:
         patch.setattr(spools.os, "fsync", fail)
         with pytest.raises(OSError, match="Input/output error"):

@@ -15,7 +15,8 @@ from gateway.core import commitment
 from gateway.edges.storescp import Deadlines, StorageScpDoor
 from gateway.errors import LowDiskError
 from gateway.ledger.custody import Caller, Received
-from gateway.ledger.spool import Draft, Segment, Spool
+from gateway.ledger.drafts import Draft, Segment
+from gateway.ledger.spool import Spool
 
 
 class Taker:

@@ -22,7 +22,7 @@ from peer import program
 
 from gateway.edges.smtp import Deadlines, Limits, SmtpDoor
 from gateway.errors import LowDiskError
-from gateway.ledger.spool import Draft
+from gateway.ledger.drafts import Draft
 from gateway.model import Digest, Envelope
 
 PATIENCE = 20

@@ -21,8 +21,9 @@ from gateway.core.pseudonym import Identity
 from gateway.errors import RelayError
 from gateway.ledger import inventory, tickets
 from gateway.ledger.custody import Caller, Received
+from gateway.ledger.drafts import Segment
 from gateway.ledger.ledger import Ledger, connect
-from gateway.ledger.spool import Segment, Spool
+from gateway.ledger.spool import Spool
 from gateway.ledger.tables import ticket
 from gateway.model import Mail, Reply, Submission
 from gateway.stages.compose import Compose

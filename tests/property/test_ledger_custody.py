@@ -20,8 +20,9 @@ from sqlalchemy import create_engine, select
 
 from gateway.errors import LedgerError
 from gateway.ledger import spool as spools
+from gateway.ledger.drafts import Draft
 from gateway.ledger.ledger import Ledger, connect
-from gateway.ledger.spool import Draft, Spool
+from gateway.ledger.spool import Spool
 from gateway.ledger.tables import message
 from gateway.model import Digest
 from gateway.stages.receive import Receive

@@ -18,7 +18,7 @@ from rows import NOW, configuration
 
 from gateway.errors import LowDiskError, RelayError, UsageError
 from gateway.ledger import submissions, verbs
-from gateway.ledger.spool import Draft
+from gateway.ledger.drafts import Draft
 from gateway.model import Reply
 from gateway.stages import compose
 

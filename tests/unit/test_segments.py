@@ -19,10 +19,11 @@ from sqlalchemy import Connection, select, update
 
 from gateway.core import letter
 from gateway.errors import LedgerError
-from gateway.ledger import collections, verbs
+from gateway.ledger import collections, drafts, verbs
 from gateway.ledger import spool as spools
+from gateway.ledger.drafts import Segment, Slice
 from gateway.ledger.janitor import Janitor
-from gateway.ledger.spool import Scrap, Segment, Slice, Spool
+from gateway.ledger.spool import Scrap, Spool
 from gateway.ledger.tables import instance, message
 
 
@@ -55,21 +56,21 @@ def settle(spool: Spool, draft: Slice) -> str:
     return commit.key
 
 
-BIG = b"b" * (spools.SMALL + 1)
+BIG = b"b" * (drafts.SMALL + 1)
 
 
 def test_instances_lie_one_behind_another(spool: Spool) -> None:
     """Each at its offset, whatever the size of the blocks in which it came; the key is the segment's."""
     segment = spool.segment()
     wholes = [(b"one",), (b"head", BIG), (BIG, BIG, b"tail")]
-    drafts = []
+    made = []
     for blocks in wholes:
-        drafts.append(append(segment, *blocks))
-        assert settle(spool, drafts[-1]) == segment.key
+        made.append(append(segment, *blocks))
+        assert settle(spool, made[-1]) == segment.key
     segment.close()
     content = spool.path(segment.key).read_bytes()
-    assert [content[one.start : one.end] for one in drafts] == [b"".join(blocks) for blocks in wholes]
-    assert drafts[-1].end == len(content)
+    assert [content[one.start : one.end] for one in made] == [b"".join(blocks) for blocks in wholes]
+    assert made[-1].end == len(content)
     assert spool.path(segment.key).stat().st_mode & 0o777 == 0o600
 
 
@@ -107,7 +108,7 @@ def test_a_segment_of_nothing_is_deleted(spool: Spool) -> None:
 
 def test_a_segment_is_full_at_its_size(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What began in it is finished in it."""
-    monkeypatch.setattr(spools, "SEGMENT", 10)
+    monkeypatch.setattr(drafts, "SEGMENT", 10)
     segment = spool.segment()
     append(segment, b"x" * 9)
     assert not segment.is_full
@@ -219,12 +220,12 @@ def test_one_instance_is_erased_and_its_neighbours_are_not(
 ) -> None:
     """Also where the file system makes no holes."""
     if not holes:
-        monkeypatch.setattr(spools._libc, "fallocate", lambda *_: -1)
+        monkeypatch.setattr(drafts._libc, "fallocate", lambda *_: -1)
     segment = spool.segment()
-    drafts = [append(segment, letter * (3 << 20)) for letter in (b"a", b"b", b"c")]
-    for draft in drafts:
+    made = [append(segment, letter * (3 << 20)) for letter in (b"a", b"b", b"c")]
+    for draft in made:
         settle(spool, draft)
-    spool.erase([Scrap(segment.key, drafts[1].start, drafts[1].size)])
+    spool.erase([Scrap(segment.key, made[1].start, made[1].size)])
     settle(spool, append(segment, b"d"))
     segment.close()
     content = spool.path(segment.key).read_bytes()

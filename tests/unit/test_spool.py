@@ -13,7 +13,8 @@ import pytest
 
 from gateway.errors import LowDiskError
 from gateway.ledger import spool as spools
-from gateway.ledger.spool import Draft, Spool
+from gateway.ledger.drafts import Draft
+from gateway.ledger.spool import Spool
 
 
 @pytest.fixture

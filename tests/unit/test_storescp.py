@@ -320,7 +320,7 @@ def test_a_disk_that_takes_nothing_is_answered_with_a700(
 
     with Scu(door.port) as scu:
         scu.associate(*CONTEXTS)
-        monkeypatch.setattr("gateway.ledger.spool.Slice.write", full)
+        monkeypatch.setattr("gateway.ledger.drafts.Slice.write", full)
         scu.say(message(image))
         assert scu.answer().status == 0xA700
         monkeypatch.undo()

@@ -19,7 +19,7 @@ from gateway.core.contexts import VERIFICATION
 from gateway.edges.storescp import answers, handshake
 from gateway.errors import LedgerError, LowDiskError
 from gateway.ledger.custody import Caller, Received
-from gateway.ledger.spool import Draft, Segment
+from gateway.ledger.drafts import Draft, Segment
 
 if TYPE_CHECKING:
     from gateway.edges.storescp.door import Incoming, OnReport, StorageScpDoor

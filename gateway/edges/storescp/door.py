@@ -21,7 +21,7 @@ from gateway.core import commitment
 from gateway.edges.storescp.association import Association
 from gateway.errors import GatewayError
 from gateway.ledger.custody import Caller, Received
-from gateway.ledger.spool import Draft, Segment
+from gateway.ledger.drafts import Draft, Segment
 
 _log = structlog.get_logger(__name__)
 
