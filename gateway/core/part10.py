@@ -21,6 +21,9 @@ from gateway.core.patient import Patient
 from gateway.core.pseudonym import Identity
 from gateway.model import MEDIA_STORAGE_DIRECTORY, Severity
 
+HASHED: Final = 64 << 10
+"""Bytes that are hashed at once."""
+
 PREFIX_AT: Final = 128
 DATA_AT: Final = 132
 """Offset of group 0002 behind preamble and prefix (PS3.10 7.1)."""
@@ -34,7 +37,6 @@ _WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES, _ACCESSI
 
 _STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
 _BARE_HEAD: Final = 4096
-_HASHED: Final = 256 << 10  # bytes that are hashed at once
 _TEXT_LIMIT: Final = 80  # a UID has 64 characters; more shows that one has more
 
 _PROGRAMS: Final = (b"MZ", b"\x7fELF", b"#!", b"\xca\xfe\xba\xbe", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"<")
@@ -273,7 +275,7 @@ def _disagreements(meta: Meta, values: dict[int, str]) -> list[str]:
     return list(dict.fromkeys(codes))
 
 
-def hashed(read: Callable[[int, int], bytes], start: int, end: int) -> hashlib._Hash:
+def hashed(read: Callable[[int, int], bytes | memoryview], start: int, end: int) -> hashlib._Hash:
     """Take the SHA-256 of a range of a file.
 
     Args:
@@ -285,8 +287,8 @@ def hashed(read: Callable[[int, int], bytes], start: int, end: int) -> hashlib._
         EOFError: It is shorter than that.
     """
     digest = hashlib.sha256()
-    for at in range(start, end, _HASHED):
-        size = min(_HASHED, end - at)
+    for at in range(start, end, HASHED):
+        size = min(HASHED, end - at)
         block = read(at, size)
         if len(block) < size:
             raise EOFError

@@ -223,6 +223,11 @@ class Slice(Draft):
         self._flush()
         return os.pread(self._segment.file, size, self.start + offset)
 
+    def read_into(self, buffer: memoryview, offset: int) -> memoryview:
+        """Read back what was written, as much as there is room for; return it."""
+        self._flush()
+        return buffer[: os.preadv(self._segment.file, [buffer], self.start + offset)]
+
     def discard(self) -> None:
         """Cut it off again. Safe to call at any time, also twice."""
         if not self._discarded:

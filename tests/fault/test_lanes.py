@@ -76,7 +76,7 @@ def study(key: str, count: int) -> list[tuple[bytes, str, str]]:
 async def test_no_mood_of_a_peer_makes_a_delivery_that_was_none(tmp_path: Path, lanes: list[Lane]) -> None:
     """Ten thousand instances: none falsely delivered, none repeated after success, doubt bounded (R12, R14)."""
     with Moody() as scp:
-        entity = {"title": "MOODY", "port": scp.port, "timeout": "500ms", "associations": 4}
+        entity = {"title": "MOODY", "port": scp.port, "timeout": "1500ms", "associations": 4}
         lane = Lane(tmp_path / "gw", {"pacs": entity})
         lanes.append(lane)
         for number in range(20):

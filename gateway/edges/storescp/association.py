@@ -19,7 +19,7 @@ from gateway.core.contexts import VERIFICATION
 from gateway.edges.storescp import answers, handshake
 from gateway.errors import LedgerError, LowDiskError
 from gateway.ledger.custody import Caller, Received
-from gateway.ledger.drafts import Draft, Segment
+from gateway.ledger.drafts import Segment, Slice
 
 if TYPE_CHECKING:
     from gateway.edges.storescp.door import Incoming, OnReport, StorageScpDoor
@@ -81,7 +81,7 @@ class _Intake:
 
     request: dimse.Message
     refused: tuple[int, str] | None = None
-    draft: Draft | None = None
+    draft: Slice | None = None
     content: bytearray = field(default_factory=bytearray)
     size: int = 0
     unchecked: int = 0
@@ -118,6 +118,7 @@ class Association:
         self._fragment = dimse.fragment_size(0)
         self._stream = pdata.Stream(max(door.settings.max_pdu, dimse.LONGEST_PDU))
         self._buffer = memoryview(bytearray(BLOCK))
+        self._spare = memoryview(bytearray(part10.HASHED))
         self._patience = 0.0
         self._until = 0.0
         self._command = bytearray()
@@ -435,7 +436,7 @@ class Association:
             if intake.hashed is not None:
                 intake.hashed.update(block)
             elif intake.size > LATER and intake.draft is not None:
-                intake.hashed = part10.hashed(intake.draft.read, intake.data_set, intake.size)
+                intake.hashed = self._hash(intake.draft, intake)
         else:
             intake.content += block
             if len(intake.content) > dimse.LONGEST_DATA_SET:
@@ -486,12 +487,15 @@ class Association:
         if status == answers.SUCCESS and draft is not None and intake.hashed is None and not draft.is_discarded:
             self._learn(draft, intake)
 
-    def _learn(self, draft: Draft, intake: _Intake) -> None:
+    def _learn(self, draft: Slice, intake: _Intake) -> None:
         """Hash what was accepted, while its sender gets the next one ready."""
         assert self._door.incoming is not None
         with contextlib.suppress(OSError, EOFError):  # whoever wants to know then looks for himself, and is told
-            digest = part10.hashed(draft.read, intake.data_set, intake.size)
-            self._door.incoming.learn(draft, digest.hexdigest())
+            self._door.incoming.learn(draft, self._hash(draft, intake).hexdigest())
+
+    def _hash(self, draft: Slice, intake: _Intake) -> hashlib._Hash:
+        """Hash what came of a data set so far, by what lies on disk."""
+        return part10.hashed(lambda at, size: draft.read_into(self._spare[:size], at), intake.data_set, intake.size)
 
     def _count(self, status: int, size: int) -> None:
         counters = self._door.counters
@@ -509,7 +513,7 @@ class Association:
 
     # Instances and reports
 
-    def _store(self, intake: _Intake, draft: Draft) -> tuple[int, str]:
+    def _store(self, intake: _Intake, draft: Slice) -> tuple[int, str]:
         """Judge an instance, and hand it over; return status and comment."""
         try:
             if not draft.is_large:
@@ -540,7 +544,7 @@ class Association:
         intake.draft = None  # it is not ours any more
         return self._hand_over(received)
 
-    def _judge(self, intake: _Intake, draft: Draft) -> part10.Judged:
+    def _judge(self, intake: _Intake, draft: Slice) -> part10.Judged:
         context = self._contexts[intake.request.context]
         request = intake.request
         meta = part10.Meta(
