@@ -55,7 +55,7 @@ class Draft:
             self._small += block
             return
         self._flush()
-        _write_all(self._file, block)
+        self._append(block)
         if self.size - self._begun >= WRITEBACK_EVERY:
             self._begin_writeback()
 
@@ -86,7 +86,7 @@ class Draft:
     def read(self, offset: int, size: int) -> bytes:
         """Read back what was written."""
         self._flush()
-        return os.pread(self._file, size, offset)
+        return os.pread(self._descriptor, size, self.start + offset)
 
     @property
     def is_discarded(self) -> bool:
@@ -104,14 +104,27 @@ class Draft:
     def _flush(self) -> None:
         if self._discarded:
             raise FileNotFoundError(errno.ENOENT, "the draft was discarded")
-        if self._file < 0:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._open()
         if self._small:
-            _write_all(self._file, self._small)
+            self._append(self._small)
             self._small = bytearray()
 
+    @property
+    def _descriptor(self) -> int:
+        return self._file
+
+    def _open(self) -> None:
+        if self._file < 0:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def _append(self, block: bytes | bytearray | memoryview) -> None:
+        _write_all(self._file, block)
+
     def _begin_writeback(self) -> None:
-        _begin_writeback(self._file, self._begun)
+        # Not posix_fadvise: it would also drop the pages, and the message is read right after it was accepted.
+        # Only advice: when it fails, the sync does all the work.
+        begun = _Offset(self.start + self._begun)
+        _libc.sync_file_range(self._descriptor, begun, _Offset(0), _SYNC_FILE_RANGE_WRITE)
         self._begun = self.size
 
     def _close(self) -> None:
@@ -201,16 +214,6 @@ class Slice(Draft):
         """Offset behind its last byte."""
         return self.start + (0 if self._discarded else self.size)
 
-    def write(self, block: bytes | bytearray | memoryview) -> None:
-        """Append a block. Raises OSError when the disk refuses it."""
-        self.size += len(block)
-        if self.size <= SMALL:
-            self._small += block
-            return
-        self._flush(block)
-        if self.size - self._begun >= WRITEBACK_EVERY:
-            self._begin_writeback()
-
     def sync(self) -> None:
         """Put the bytes on disk, and where they end."""
         self._flush()
@@ -218,15 +221,10 @@ class Slice(Draft):
 
     sync_ahead = sync
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Read back what was written."""
-        self._flush()
-        return os.pread(self._segment.file, size, self.start + offset)
-
     def read_into(self, buffer: memoryview, offset: int) -> memoryview:
         """Read back what was written, as much as there is room for; return it."""
         self._flush()
-        return buffer[: os.preadv(self._segment.file, [buffer], self.start + offset)]
+        return buffer[: os.preadv(self._descriptor, [buffer], self.start + offset)]
 
     def discard(self) -> None:
         """Cut it off again. Safe to call at any time, also twice."""
@@ -235,19 +233,16 @@ class Slice(Draft):
             self._small = bytearray()
             self._segment.cut(self.start)
 
-    def _begin_writeback(self) -> None:
-        _begin_writeback(self._segment.file, self.start + self._begun)
-        self._begun = self.size
+    @property
+    def _descriptor(self) -> int:
+        return self._segment.file
 
-    def _flush(self, block: bytes | bytearray | memoryview = b"") -> None:
-        if self._discarded:
-            raise FileNotFoundError(errno.ENOENT, "the draft was discarded")
-        for part in (self._small, block):
-            if part:
-                _write_all_at(self._segment.file, part, self.start + self._written)
-                self._written += len(part)
-        if self._small:
-            self._small = bytearray()
+    def _open(self) -> None:
+        """Nothing: the segment is open."""
+
+    def _append(self, block: bytes | bytearray | memoryview) -> None:
+        _write_all_at(self._descriptor, block, self.start + self._written)
+        self._written += len(block)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -255,12 +250,6 @@ _Offset = ctypes.c_int64
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
-
-
-def _begin_writeback(descriptor: int, offset: int) -> None:
-    # Not posix_fadvise: it would also drop the pages, and the message is read right after it was accepted.
-    # Only advice: when it fails, the sync does all the work.
-    _libc.sync_file_range(descriptor, _Offset(offset), _Offset(0), _SYNC_FILE_RANGE_WRITE)
 
 
 def _write_all(descriptor: int, block: bytes | bytearray | memoryview) -> None:

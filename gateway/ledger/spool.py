@@ -202,7 +202,7 @@ class Spool:
 
     def remove(self, key: str) -> None:
         """Delete the bytes of a key; nothing happens when they are gone already."""
-        self.path(key).unlink(missing_ok=True)
+        wipe(self.root, Scrap(key))
 
     def remove_all(self, keys: Iterable[str]) -> None:
         """Delete the bytes of several keys."""
