@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import Connection, bindparam, func, insert, literal_column, select, update
 
 from gateway.core import grouping
 from gateway.core.grouping import Facts, Rules
@@ -19,7 +19,7 @@ from gateway.ledger import pseudonyms, tickets
 from gateway.ledger.events import append, entry, tell
 from gateway.ledger.messages import new_id
 from gateway.ledger.prepared import Prepared
-from gateway.ledger.tables import MAIL, collection, delivery, instance, message
+from gateway.ledger.tables import MAIL, collection, delivery, instance, is_mail, message
 from gateway.model import Direction, Instance, Outcome, Stage
 
 MOST_AT_ONCE: Final = 500
@@ -70,13 +70,7 @@ class Arrival:
     at: datetime
 
 
-def is_mail(column: Any) -> ColumnElement[bool]:
-    """Whether a destination is a partner's mailbox."""
-    found: ColumnElement[bool] = column.like(literal_column(f"'{MAIL}%'"))
-    return found
-
-
-# Written out, as above: SQLite plans a statement anew for each value that one of its plans could depend on.
+# Written out, as in is_mail: SQLite plans a statement anew for each value that one of its plans could depend on.
 _OPEN: Final = (message.c.outcome == literal_column(f"'{Outcome.WAITING}'")) & (
     message.c.stage == literal_column(f"'{Stage.COMPOSE}'")
 )

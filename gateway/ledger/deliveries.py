@@ -18,7 +18,7 @@ from gateway.ledger import tickets
 from gateway.ledger.events import tell
 from gateway.ledger.messages import fold
 from gateway.ledger.notices import close_notice, open_notice
-from gateway.ledger.tables import MAIL, delivery, destination, instance, message
+from gateway.ledger.tables import delivery, destination, instance, is_mail, message
 from gateway.model import Outcome, Stage
 
 DOWN_BEFORE_NOTICE = timedelta(minutes=2)
@@ -387,7 +387,7 @@ def orphan(connection: Connection, configured: Collection[str], now: datetime) -
     What is on the wire is left to its lane, which writes down what became of it and looks once more.
     """
     waiting = (delivery.c.outcome == Outcome.WAITING) & delivery.c.destination.not_in(list(configured))
-    waiting &= ~delivery.c.sending & delivery.c.destination.not_like(f"{MAIL}%")
+    waiting &= ~delivery.c.sending & ~is_mail(delivery.c.destination)
     keys = list(connection.scalars(select(delivery.c.message).where(waiting).distinct()))
     if not keys:
         return 0

@@ -41,6 +41,7 @@ from gateway.ledger.tables import (
     event,
     finding,
     instance,
+    is_mail,
     message,
     submission,
     ticket,
@@ -414,7 +415,7 @@ def tickets_missing(connection: Connection) -> list[str]:
     unsent = (
         select(storing)
         .where(delivery.c.outcome == Outcome.WAITING, ~exists().where(ticket.c.key == storing))
-        .where(delivery.c.destination.not_like(f"{MAIL}%"))
+        .where(~is_mail(delivery.c.destination))
         .distinct()
     )
     composing = literal("compose:") + message.c.id

@@ -178,8 +178,9 @@ def _add_total(connection: Connection, unit: str, outcome: str, count: int) -> N
 
 
 def _ends(connection: Connection, keys: list[str]) -> dict[str, int]:
-    mine = select(instance.c.blob, func.max(instance.c.start + instance.c.size)).where(instance.c.blob.in_(keys))
-    return {blob: end for blob, end in connection.execute(mine.group_by(instance.c.blob))}  # noqa: C416  rows are no pairs to mypy
+    end = func.max(instance.c.start + instance.c.size).label("end")
+    mine = select(instance.c.blob, end).where(instance.c.blob.in_(keys)).group_by(instance.c.blob)
+    return {row.blob: row.end for row in connection.execute(mine)}
 
 
 def _needed(connection: Connection, keys: list[str]) -> set[str]:

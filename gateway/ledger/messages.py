@@ -14,7 +14,7 @@ from gateway.core.routing import Decision
 from gateway.ledger import pseudonyms, tickets
 from gateway.ledger.events import append, entry, tell
 from gateway.ledger.notices import close_notice, open_notice
-from gateway.ledger.tables import MAIL, delivery, event, finding, instance, message
+from gateway.ledger.tables import delivery, event, finding, instance, is_mail, message
 from gateway.model import Direction, Envelope, Header, Instance, Outcome, Reading, Stage, first_problem
 
 DROPPED: Final = "dropped"
@@ -560,7 +560,7 @@ def _known(connection: Connection, instances: Sequence[Instance]) -> dict[str, s
             select(instance.c.sop_instance, instance.c.transfer_syntax, instance.c.data_set_sha256)
             .join(delivery, (delivery.c.message == instance.c.message) & (delivery.c.number == instance.c.number))
             .where(instance.c.sop_instance.in_(uids[at : at + 500]), queued)
-            .where(delivery.c.destination.not_like(f"{MAIL}%"))  # what we mailed says nothing of what a PACS has
+            .where(~is_mail(delivery.c.destination))  # what we mailed says nothing of what a PACS has
             .distinct()
         )
         for uid, syntax, data_set in rows:
