@@ -25,6 +25,7 @@ from dovecot import PASSWORD, USER, Dovecot
 from fragments import Gateway
 from mailboxes import items, polling, text_mail
 from rows import configuration
+from soak import conclude
 
 from gateway import logs
 from gateway.edges.imap import Deadlines, ImapMailbox, Proof
@@ -94,10 +95,7 @@ def main() -> int:
         dovecot.make("Processed", "Failed")
         fill(dovecot, options.mails)
         wrong = asyncio.run(backlog(options.mails, options.stops, dovecot, Path(folder)))
-    for line in wrong:
-        print("WRONG:", line)
-    print("0 passed, 1 failed" if wrong else "1 passed, 0 failed")
-    return 1 if wrong else 0
+    return conclude(wrong)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from dovecot import PASSWORD, USER, Dovecot
 from fragments import Gateway
 from mailboxes import polling, text_mail, until
 from rows import configuration
+from soak import conclude
 
 from gateway import logs
 from gateway.edges.imap import Deadlines, ImapMailbox, Proof
@@ -114,10 +115,7 @@ def main() -> int:
     with Dovecot() as dovecot, tempfile.TemporaryDirectory() as folder:
         dovecot.make("Processed", "Failed")
         wrong = asyncio.run(idle(options.days, dovecot, Path(folder)))
-    for line in wrong:
-        print("WRONG:", line)
-    print("0 passed, 1 failed" if wrong else "1 passed, 0 failed")
-    return 1 if wrong else 0
+    return conclude(wrong)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from daemon import Daemon
 from messages import compose
 from orthanc import Orthanc
 from samples import Fresh, Samples
+from soak import conclude
 
 WINDOW = 16
 """Instances that may be on the wire at once (design: promise 2)."""
@@ -158,10 +159,7 @@ def main() -> int:
             f"{options.instances} instances, {soak.kills} kills, {soak.unknown()} sends in doubt, "
             f"{time.monotonic() - began:.0f} s; {daemon.say('reconcile').stdout.strip()}"
         )
-        for line in wrong[:20]:
-            print("WRONG:", line)
-        print("0 passed, 1 failed" if wrong else "1 passed, 0 failed")
-    return 1 if wrong else 0
+    return conclude(wrong[:20])
 
 
 if __name__ == "__main__":

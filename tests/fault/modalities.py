@@ -27,6 +27,7 @@ from daemon import Daemon
 from peer import free_port
 from scripted_relay import ScriptedRelay
 from scripted_scu import CT, RELEASE_RQ, Context, Scu, data, pdv, store
+from soak import conclude
 from test_outbound_kill import SECTIONS, carried, relay
 
 from gateway.core import part10
@@ -172,10 +173,7 @@ def main() -> int:
             f"{soak.retries} associations cut, {soak.kills} kills, {len(scripted.mails)} mails, "
             f"{time.monotonic() - began:.0f} s; {daemon.say('reconcile').stdout.strip()}"
         )
-        for line in wrong[:20]:
-            print("WRONG:", line)
-        print("0 passed, 1 failed" if wrong else "1 passed, 0 failed")
-    return 1 if wrong else 0
+    return conclude(wrong[:20])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from lane import Lane
 from pacs import free_port, read_meta
 from pydicom.data import get_testdata_file
 from scripted_scp import ScriptedScp
+from soak import conclude
 from sqlalchemy import update
 
 from gateway import logs
@@ -108,10 +109,7 @@ def main() -> int:
     options = parser.parse_args()
     logs.configure("error")
     wrong = asyncio.run(night(options.messages, options.hours))
-    for line in wrong:
-        print("WRONG:", line)
-    print("0 passed, 1 failed" if wrong else "1 passed, 0 failed")
-    return 1 if wrong else 0
+    return conclude(wrong)
 
 
 if __name__ == "__main__":
