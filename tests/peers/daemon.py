@@ -185,7 +185,11 @@ class Daemon(Peer):
             found = {one["id"] for one in self.view("list")["items"] if one["outcome"] == outcome}
             return found.issuperset(keys)
 
-        wait_until(have, f"{len(keys)} items are {outcome}", seconds)
+        def others() -> str:
+            items = [one for one in self.view("list")["items"] if one["id"] in keys and one["outcome"] != outcome]
+            return "\n".join([*(self.say("queue", "show", one["id"]).stdout for one in items), self.log()[-4000:]])
+
+        wait_until(have, f"{len(keys)} items are {outcome}", seconds, instead=others)
 
     def notices(self) -> set[tuple[str, str]]:
         """Kind and subject of each open notice."""

@@ -51,12 +51,14 @@ def free_port() -> int:
         return port
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
-    """Look again and again until something is so; fail the test when it does not come."""
+def wait_until(
+    condition: Callable[[], object], what: str, seconds: float = 30, *, instead: Callable[[], object] = str
+) -> None:
+    """Look again and again until something is so; fail the test when it does not come, and say what is ``instead``."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds:g} s: {what}", pytrace=False)
+            pytest.fail(f"not within {seconds:g} s: {what}\n{instead()}", pytrace=False)
         time.sleep(0.05)
 
 
