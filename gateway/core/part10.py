@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -287,13 +287,39 @@ def hashed(read: Callable[[int, int], bytes | memoryview], start: int, end: int)
         EOFError: It is shorter than that.
     """
     digest = hashlib.sha256()
+    for block in _blocks(read, start, end):
+        digest.update(block)
+    return digest
+
+
+def hashed_twice(read: Callable[[int, int], bytes | memoryview], data_set: int, end: int) -> tuple[str, str]:
+    """Take the SHA-256 of a file and that of its data set, reading it once.
+
+    Args:
+        read: Gives so many bytes from an offset of the file.
+        data_set: Offset of the data set.
+        end: Bytes of the file.
+
+    Returns:
+        Both, in hexadecimal.
+
+    Raises:
+        EOFError: It is shorter than that.
+    """
+    whole, inner = hashed(read, 0, data_set), hashlib.sha256()
+    for block in _blocks(read, data_set, end):
+        whole.update(block)
+        inner.update(block)
+    return whole.hexdigest(), inner.hexdigest()
+
+
+def _blocks(read: Callable[[int, int], bytes | memoryview], start: int, end: int) -> Iterator[bytes | memoryview]:
     for at in range(start, end, HASHED):
         size = min(HASHED, end - at)
         block = read(at, size)
         if len(block) < size:
             raise EOFError
-        digest.update(block)
-    return digest
+        yield block
 
 
 def is_uid(text: str) -> bool:

@@ -221,11 +221,6 @@ class Slice(Draft):
 
     sync_ahead = sync
 
-    def read_into(self, buffer: memoryview, offset: int) -> memoryview:
-        """Read back what was written, as much as there is room for; return it."""
-        self._flush()
-        return buffer[: os.preadv(self._descriptor, [buffer], self.start + offset)]
-
     def discard(self) -> None:
         """Cut it off again. Safe to call at any time, also twice."""
         if not self._discarded:

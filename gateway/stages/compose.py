@@ -17,6 +17,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
@@ -63,6 +64,9 @@ HAND: Final = timedelta(seconds=5)
 
 BLOCK: Final = 1 << 20
 """Bytes of a file that are copied at once."""
+
+HASHERS: Final = 2
+"""Files of a collection that are hashed at the same time."""
 
 MOST_COURSES: Final = 1000
 """Pairs of AE titles whose course is remembered."""
@@ -287,14 +291,10 @@ class Compose:
     def _look_at(self, place: Place) -> Learned:
         try:
             with self.spool.path(place.blob).open("rb", buffering=0) as file:
-                digest = _hashed(file, place.start + place.data_set, place.start + place.size)
+                digest = part10.hashed(_reading(file, place.start), place.data_set, place.size).hexdigest()
                 return Learned(place.blob, place.start, data_set_sha256=digest)
         except (FileNotFoundError, EOFError):  # its bytes are gone: nobody can say that it was the same
             return Learned(place.blob, place.start, data_set_sha256=GONE)
-
-    def learn(self, draft: Draft, data_set_sha256: str) -> None:
-        """Take note of what an instance holds that was accepted without its digest. Nobody waits for it."""
-        self.ledger.add(collections.learn, Learned(draft.key, draft.start, data_set_sha256=data_set_sha256))
 
     async def take_files(self, partner: str, paths: Sequence[Path], who: str) -> list[str | None]:
         """Take custody of files that a person sends to a partner; say for each why it was not taken, None when it was.
@@ -388,7 +388,7 @@ class Compose:
 
     async def _compose(self, row: Row, partner: Partner, protection: Protection | None) -> None:
         kept = await self.ledger.read(lambda c: collections.uncomposed(c, row.id))
-        kept = await asyncio.to_thread(lambda: [self._know(one) for one in kept])
+        kept = await asyncio.to_thread(self._know_all, kept)
         capacity = await self._capacity(partner)
         if protection is not None:
             capacity = replace(capacity, sealed=partial(sealed.sealed_size, protection=protection))
@@ -416,8 +416,14 @@ class Compose:
             return
         log.info("composed", id=row.id, partner=row.partner, instances=len(kept), parts=len(writer.mails))
 
+    def _know_all(self, kept: Sequence[Kept]) -> list[Kept]:
+        with ThreadPoolExecutor(HASHERS, thread_name_prefix="hash") as pool:
+            return list(pool.map(self._know, kept))
+
     def _know(self, one: Kept) -> Kept:
-        """See to it that the hash of a file is known, which its mail says (R23). Blocks.
+        """See to it that the hash of a file is known, which its mail says (R23), and that of its data set. Blocks.
+
+        An instance is not hashed while its sender waits: nobody asks before, unless its UID comes again.
 
         Raises:
             OSError: It cannot be read.
@@ -426,9 +432,8 @@ class Compose:
         if one.sha256:
             return one
         with self.spool.path(one.blob).open("rb", buffering=0) as file:
-            end = one.start + one.size
-            whole = _hashed(file, one.start, end)
-            data_set = one.data_set_sha256 or _hashed(file, one.start + one.data_set, end)
+            read = _reading(file, one.start)
+            whole, data_set = part10.hashed_twice(read, one.data_set, one.size)
         self.ledger.add(collections.learn, Learned(one.blob, one.start, whole, data_set))
         return replace(one, sha256=whole, data_set_sha256=data_set)
 
@@ -565,9 +570,9 @@ def _rules(route: Route) -> Rules:
     return Rules(route.quiet, route.max_age, route.max_size)
 
 
-def _hashed(file: BinaryIO, start: int, end: int) -> str:
-    digest = part10.hashed(lambda at, size: os.pread(file.fileno(), size, at), start, end)
-    return digest.hexdigest()
+def _reading(file: BinaryIO, start: int) -> Callable[[int, int], bytes]:
+    """Read an instance that begins at an offset of a file."""
+    return lambda at, size: os.pread(file.fileno(), size, start + at)
 
 
 def _open(path: Path, draft: Draft, most: int, unpacked: int, who: str) -> Received:

@@ -2,9 +2,9 @@
 
     python tests/bench/creating.py [--quick] [--folder FOLDER]
 
-A study of 300 CT-like instances of 0.5 MB becomes a message with a DICOMDIR: the files are hashed, the headers are
-read, the plan is made, the message is written. Beside it, interleaved: ``dcmmkdir`` over the same files, followed by
-``base64 -w76`` of them all. Neither syncs. Only the ratios mean something.
+A study of 300 CT-like instances of 0.5 MB becomes a message with a DICOMDIR: the files and their data sets are hashed,
+the headers are read, the plan is made, the message is written. Beside it, interleaved: ``dcmmkdir`` over the same
+files, followed by ``base64 -w76`` of them all. Neither syncs. Only the ratios mean something.
 Bars: at least as fast as both together; time per instance for 3 000 small ones at most 1.5 times that for 300; at most
 40 MB over idle for 2 GB.
 """
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,7 @@ from gateway.core.directory import Member
 from gateway.core.letter import Letter
 from gateway.core.part10 import read_meta
 from gateway.model import Span
+from gateway.stages.compose import HASHERS
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -64,16 +66,19 @@ def study(folder: Path, count: int, size: int) -> list[Member]:
 
 
 def hashed(member: Member) -> Member:
-    """Know the hash of a file, which its part says."""
+    """Know the hash of a file, which its part says, and that of its data set, which the ledger keeps."""
     with member.file.path.open("rb", buffering=0) as file:
-        digest = part10.hashed(lambda at, size: os.pread(file.fileno(), size, at), 0, member.file.size)
-    return replace(member, sha256=digest.hexdigest())
+        read = lambda at, size: os.pread(file.fileno(), size, at)  # noqa: E731
+        whole, _ = part10.hashed_twice(read, member.data_set, member.file.size)
+    return replace(member, sha256=whole)
 
 
 def create(members: list[Member], out: Path) -> float:
     """Write the message of a study; return the seconds it took."""
     begun = time.perf_counter()
-    plan = creator.plan([directory.describe(hashed(member)) for member in members], LETTER, ROOMY)
+    with ThreadPoolExecutor(HASHERS) as pool:
+        members = list(pool.map(hashed, members))
+    plan = creator.plan([directory.describe(member) for member in members], LETTER, ROOMY)
     with out.open("wb") as file:
         for file_set in plan.file_sets:
             letter.write(file_set, LETTER, file)

@@ -15,7 +15,7 @@ from gateway.core import commitment
 from gateway.edges.storescp import Deadlines, StorageScpDoor
 from gateway.errors import LowDiskError
 from gateway.ledger.custody import Caller, Received
-from gateway.ledger.drafts import Draft, Segment
+from gateway.ledger.drafts import Segment
 from gateway.ledger.spool import Spool
 
 
@@ -33,7 +33,6 @@ class Taker:
         self.before: Callable[[Received], int | None] = lambda _: None
         self.slow = threading.Event()
         self.segments: list[Segment] = []
-        self.learned: dict[tuple[Path, int], str] = {}
 
     def titles(self) -> Collection[str]:
         """AE titles beside the door's own."""
@@ -69,10 +68,6 @@ class Taker:
         apart.write_bytes(received.draft.read(0, received.size))
         self.received.append((received, apart))
         return 0
-
-    def learn(self, draft: Draft, data_set_sha256: str) -> None:
-        """Remember it."""
-        self.learned[draft.path, draft.start] = data_set_sha256
 
     async def report(self, report: commitment.Report) -> bool:
         """Note a report."""

@@ -382,31 +382,28 @@ def known(connection: Connection) -> list[tuple[str, str]]:
     return [tuple(row) for row in connection.execute(select(*columns).order_by(instance.c.start))]
 
 
-async def test_what_an_instance_holds_is_written_down_by_whoever_commits_next(out: Outbound) -> None:
-    """Its sender waits for its custody, not for that."""
+async def test_what_an_instance_holds_is_hashed_when_it_is_composed(out: Outbound) -> None:
+    """Its sender waits for its custody, not for that; the mail says the hash of the file (R23)."""
     segment = out.spool.segment()
-    one = out.image(1, segment=segment)
-    assert await out.accept(one) == 0
-    assert await out.ledger.read(known) == [("", "")]
-    out.compose.learn(one.draft, "digest")
-    assert await out.ledger.read(known) == [("", "")]
-    assert await out.accept(out.image(2, segment=segment)) == 0
-    assert await out.ledger.read(known) == [("", "digest"), ("", "")]
+    received = []
+    for number in (1, 2):
+        received.append(out.image(number, segment=segment))
+        assert await out.accept(received[-1]) == 0
     segment.close()
+    assert await out.ledger.read(known) == [("", ""), ("", "")]
     await out.work()
-    (first, mine), (second, other) = await out.ledger.read(known)
-    assert (mine, len(first), len(second), len(other)) == ("digest", 64, 64, 64)
+    content = out.spool.path(segment.key).read_bytes()
+    files = [content[one.draft.start :][: one.size] for one in received]
+    assert await out.ledger.read(known) == [
+        (hashlib.sha256(file).hexdigest(), hashlib.sha256(file[one.data_set :]).hexdigest())
+        for file, one in zip(files, received, strict=True)
+    ]
 
 
-@pytest.mark.parametrize("learned", [False, True], ids=["not hashed yet", "hashed"])
-async def test_the_same_instance_is_one_though_nobody_had_looked_at_it(out: Outbound, learned: bool) -> None:
+async def test_the_same_instance_is_one_though_nobody_had_looked_at_it(out: Outbound) -> None:
     """Both are looked at when its UID comes again (R11)."""
     segment = out.spool.segment()
-    first = out.image(1, segment=segment)
-    assert await out.accept(first) == 0
-    if learned:
-        size = first.size - first.data_set
-        out.compose.learn(first.draft, hashlib.sha256(first.draft.read(first.data_set, size)).hexdigest())
+    assert await out.accept(out.image(1, segment=segment)) == 0
     again = out.image(1, segment=segment)
     assert await out.accept(again) == 0
     assert again.draft.is_discarded

@@ -14,7 +14,6 @@ from pathlib import Path
 import pydicom
 import pytest
 from dicom_door import Running, dicom_door
-from pacs import resized
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
@@ -43,7 +42,7 @@ from scripted_scu import (
 
 from gateway import model
 from gateway.config import Listen, StorageSCP
-from gateway.edges.storescp import Deadlines, Limits, StorageScpDoor, association
+from gateway.edges.storescp import Deadlines, Limits, StorageScpDoor
 from gateway.errors import GatewayError, LedgerError
 from gateway.ledger.custody import Received
 
@@ -106,30 +105,7 @@ def test_an_image_is_answered_with_success_after_it_is_kept(door: Running, image
     assert door.door.counters.bytes == len(content)
     gone(door)
     assert door.door.counters.aborted == 0
-    # It was hashed when nobody waited for it any more.
-    assert (received.sha256, received.data_set_sha256) == ("", "")
-    assert list(door.taker.learned.values()) == [hashlib.sha256(image.data_set).hexdigest()]
-
-
-@pytest.mark.parametrize("more", [0, 2], ids=["at the limit", "above it"])
-def test_a_big_image_is_hashed_as_it_comes(door: Running, image: Fresh, more: int) -> None:
-    """R8: a small one later: both by what lies on disk."""
-    head = len(image.file) - len(image.data_set)
-    source = resized(image.file, head + association.LATER)
-    with Scu(door.port) as scu:
-        scu.associate(*CONTEXTS)
-        scu.say(message(image))
-        assert scu.answer().status == 0
-        own = door.taker.received[0][0].data_set
-        content = resized(source, head + association.LATER - own + more)[head:]
-        scu.say(data(pdv(3, 3, store(image.sop_instance))), *fragments(content, 16000))
-        assert scu.answer().status == 0
-    gone(door)
-    received = door.taker.received[1][0]
-    assert received.size == association.LATER + more
-    digest = hashlib.sha256(content).hexdigest()
-    assert received.data_set_sha256 == (digest if more else "")
-    assert list(door.taker.learned.values())[1:] == ([] if more else [digest])
+    assert (received.sha256, received.data_set_sha256) == ("", "")  # nobody waits for that: COMPOSE hashes it
 
 
 def test_the_header_is_our_own(door: Running, image: Fresh) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import socket
 import threading
 import time
@@ -31,10 +30,6 @@ BLOCK: Final = 256 << 10
 
 HEAD: Final = dataset.PIECE + (4 << 10)
 """Bytes of a file that are kept to be judged: group 0002 and a piece, most data sets but for their pixels."""
-
-LATER: Final = 1 << 20
-"""Bytes of a file that is hashed after the answer: its sender gets the next one ready meanwhile. A longer one is hashed
-as it comes."""
 
 ROOM_EVERY: Final = 64 << 20
 """Bytes of an instance after which the free space is looked at again: nobody declares its size."""
@@ -76,7 +71,6 @@ class _Intake:
         content: What is kept in memory: the head of an instance, or all of a report.
         size: Bytes so far, of the file or of the data set.
         data_set: Offset of the data set in the file.
-        hashed: Of the data set; None: not yet.
     """
 
     request: dimse.Message
@@ -86,7 +80,6 @@ class _Intake:
     size: int = 0
     unchecked: int = 0
     data_set: int = 0
-    hashed: hashlib._Hash | None = None
 
     def refuse(self, status: int, comment: str) -> None:
         """Take no more of it; the first reason counts."""
@@ -118,7 +111,6 @@ class Association:
         self._fragment = dimse.fragment_size(0)
         self._stream = pdata.Stream(max(door.settings.max_pdu, dimse.LONGEST_PDU))
         self._buffer = memoryview(bytearray(BLOCK))
-        self._spare = memoryview(bytearray(part10.HASHED))
         self._patience = 0.0
         self._until = 0.0
         self._command = bytearray()
@@ -433,10 +425,6 @@ class Association:
                 raise dimse.ProtocolError("data set too long")
         elif intake.draft is not None:
             self._keep(intake, block)
-            if intake.hashed is not None:
-                intake.hashed.update(block)
-            elif intake.size > LATER and intake.draft is not None:
-                intake.hashed = self._hash(intake.draft, intake)
         else:
             intake.content += block
             if len(intake.content) > dimse.LONGEST_DATA_SET:
@@ -471,7 +459,6 @@ class Association:
 
     def _finish(self, intake: _Intake) -> None:
         """Answer a message whose data set is complete."""
-        draft = intake.draft
         if intake.refused is not None:
             status, comment = intake.refused
         elif intake.draft is None:
@@ -484,18 +471,6 @@ class Association:
             self._count(status, intake.size)
         self._respond(intake.request, status, comment)
         self._intake = None
-        if status == answers.SUCCESS and draft is not None and intake.hashed is None and not draft.is_discarded:
-            self._learn(draft, intake)
-
-    def _learn(self, draft: Slice, intake: _Intake) -> None:
-        """Hash what was accepted, while its sender gets the next one ready."""
-        assert self._door.incoming is not None
-        with contextlib.suppress(OSError, EOFError):  # whoever wants to know then looks for himself, and is told
-            self._door.incoming.learn(draft, self._hash(draft, intake).hexdigest())
-
-    def _hash(self, draft: Slice, intake: _Intake) -> hashlib._Hash:
-        """Hash what came of a data set so far, by what lies on disk."""
-        return part10.hashed(lambda at, size: draft.read_into(self._spare[:size], at), intake.data_set, intake.size)
 
     def _count(self, status: int, size: int) -> None:
         counters = self._door.counters
@@ -536,7 +511,7 @@ class Association:
             transfer_syntax=judged.meta.transfer_syntax,
             size=intake.size,
             sha256="",
-            data_set_sha256="" if intake.hashed is None else intake.hashed.hexdigest(),
+            data_set_sha256="",
             data_set=intake.data_set,
             identity=judged.identity,
             draft=draft,

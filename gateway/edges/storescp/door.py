@@ -21,7 +21,7 @@ from gateway.core import commitment
 from gateway.edges.storescp.association import Association
 from gateway.errors import GatewayError
 from gateway.ledger.custody import Caller, Received
-from gateway.ledger.drafts import Draft, Segment
+from gateway.ledger.drafts import Segment
 
 _log = structlog.get_logger(__name__)
 
@@ -65,9 +65,6 @@ class Incoming(Protocol):
             OSError: The disk did not take it.
             LedgerError: The ledger did not take it.
         """
-
-    def learn(self, draft: Draft, data_set_sha256: str) -> None:
-        """Take note of what an instance holds that was accepted without its digest. Nobody waits for it."""
 
 
 OnReport = Callable[[commitment.Report], Awaitable[bool]]
