@@ -453,7 +453,6 @@ class Service:
         crashed = await self.ledger.write(lambda c: _begin(c, now))
         if crashed:
             await self.ledger.read(demand_health)
-            await self.janitor.cut_segments()
             self.store.not_before = self.submit.not_before = now + GRACE_AFTER_CRASH
             log.warning("recovered", reason="unclean-stop")
         if kind := await self.ledger.write(lambda c: restoration.begin(c, control.lanes(self.configuration), now)):

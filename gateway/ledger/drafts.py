@@ -88,11 +88,6 @@ class Draft:
         self._flush()
         return os.pread(self._descriptor, size, self.start + offset)
 
-    @property
-    def is_discarded(self) -> bool:
-        """It is gone."""
-        return self._discarded
-
     def discard(self) -> None:
         """Forget the file. Safe to call at any time, also twice."""
         self._discarded = True

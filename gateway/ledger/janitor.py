@@ -18,7 +18,7 @@ from gateway.ledger.events import tell
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.messages import MISMATCH
 from gateway.ledger.notices import close_notice, open_notice
-from gateway.ledger.spool import Scrap, Spool
+from gateway.ledger.spool import SEGMENT_SUFFIX, Scrap, Spool
 from gateway.ledger.tables import collection, delivery, event, finding, instance, message, pseudonym, submission, total
 from gateway.model import Direction, Outcome
 
@@ -42,7 +42,7 @@ class Janitor:
     def __init__(self, ledger: Ledger, spool: Spool) -> None:
         self.ledger = ledger
         self.spool = spool
-        self._suspects: set[str] = set()
+        self._suspects: set[tuple[str, int]] = set()
         self.unaccounted: int | None = None
         """What the last proof could not account for; None before the first."""
         self.proved_at: datetime | None = None
@@ -70,34 +70,24 @@ class Janitor:
             pass
         return count
 
-    async def cut_segments(self) -> int:
-        """Delete what lies in segments behind the last instance that has a row; return of how many segments.
-
-        After a crash, before a door opens: it was on its way in, and never acknowledged.
-        """
-        segments = await asyncio.to_thread(lambda: list(self.spool.segments()))
-        count = 0
-        for at in range(0, len(segments), MOST_ROWS):
-            some = dict(segments[at : at + MOST_ROWS])
-            ends = await self.ledger.read(partial(_ends, keys=list(some)))
-            for key, size in some.items():
-                if size > ends.get(key, 0):
-                    await asyncio.to_thread(self.spool.cut, key, ends.get(key, 0))
-                    count += 1
-        return count
-
     async def sweep(self, now: datetime) -> int:
-        """Delete bytes that no row speaks of: never acknowledged, or purged; return how many files.
+        """Delete bytes that no row speaks of: never acknowledged, or purged; return of how many files.
 
-        Only what the last sweep found without a row too: a clock that jumps ahead makes young bytes look old (R29).
+        Of a segment that is needed only what lies behind its last instance with a row: it was on its way in when the
+        gateway died. Only what the last sweep found without a row too: a clock that jumps ahead makes young bytes look
+        old (R29), and who puts an older ledger beside this spool has a day to see what is missing.
         """
         old = await asyncio.to_thread(lambda: list(self.spool.keys((now - ORPHAN_AGE).timestamp())))
-        orphans: set[str] = set()
+        orphans: set[tuple[str, int]] = set()
         for at in range(0, len(old), MOST_ROWS):
-            some = old[at : at + MOST_ROWS]
-            orphans |= set(some) - await self.ledger.read(partial(_needed, keys=some))
+            some = dict(old[at : at + MOST_ROWS])
+            needed = await self.ledger.read(partial(_needed, keys=list(some)))
+            ends = await self.ledger.read(partial(_ends, keys=[key for key in needed if key.endswith(SEGMENT_SUFFIX)]))
+            orphans |= {(key, 0) for key in some.keys() - needed}
+            orphans |= {(key, end) for key, end in ends.items() if end < some[key]}
         found, self._suspects = orphans & self._suspects, orphans
-        await asyncio.to_thread(self.spool.remove_all, found)
+        for key, end in found:
+            await asyncio.to_thread(self.spool.cut, key, end)
         return len(found)
 
     async def prove(self, now: datetime) -> bool:

@@ -218,26 +218,21 @@ class Spool:
         for scrap in scraps:
             wipe(self.root, scrap)
 
-    def keys(self, older_than: float) -> Iterator[str]:
-        """Every key whose file was last changed before a moment (seconds since the epoch): what a sweep looks at."""
+    def keys(self, older_than: float) -> Iterator[tuple[str, int]]:
+        """For a sweep: keys whose file was last changed before a moment (seconds since the epoch), and their bytes."""
         for folder in self.root.iterdir():
             if folder == self.drafts or not folder.is_dir():
                 continue
             for entry in os.scandir(folder):
                 key = f"{folder.name}/{entry.name}"
-                if key not in self._open and entry.is_file() and entry.stat().st_mtime < older_than:
-                    yield key
+                if key not in self._open and entry.is_file() and (found := entry.stat()).st_mtime < older_than:
+                    yield key, found.st_size
             if folder.stat().st_mtime < older_than:
                 with contextlib.suppress(OSError):  # not empty, mostly; a commit never goes to an hour that is past
                     folder.rmdir()
 
-    def segments(self) -> Iterator[tuple[str, int]]:
-        """The key of every segment, and its bytes."""
-        for path in self.root.glob(f"*/*{SEGMENT_SUFFIX}"):
-            yield f"{path.parent.name}/{path.name}", path.stat().st_size
-
     def cut(self, key: str, end: int) -> None:
-        """Forget what lies behind an offset of a segment that nothing is appended to; a segment of nothing goes.
+        """Forget what lies behind an offset of a file that nothing is appended to; behind 0 all of it.
 
         Raises:
             OSError: The disk did not let go of it.

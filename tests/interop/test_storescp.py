@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -281,7 +282,7 @@ asyncio.run(serve())
 """
 
 
-def test_a_kill_in_the_middle_leaves_only_what_the_next_start_cuts_off(tmp_path: Path, samples: Samples) -> None:
+def test_a_kill_in_the_middle_leaves_only_what_the_sweep_takes(tmp_path: Path, samples: Samples) -> None:
     """R20: what was not acknowledged is not kept."""
     root = Path(__file__).parents[2]
     folder = tmp_path / "spool"
@@ -306,7 +307,8 @@ def test_a_kill_in_the_middle_leaves_only_what_the_next_start_cuts_off(tmp_path:
         process.stdout.close()
     assert [path.suffix for path in folder.rglob("*") if path.is_file()] == [".seg"]
     ledger, spool = Ledger(connect(f"sqlite:///{tmp_path / 'ledger.sqlite'}")), Spool(folder)
-    assert asyncio.run(Janitor(ledger, spool).cut_segments()) == 1
+    keeper, later = Janitor(ledger, spool), datetime.now(UTC) + timedelta(days=2)
+    assert [asyncio.run(keeper.sweep(later)) for _ in range(2)] == [0, 1]
     assert [path for path in folder.rglob("*") if path.is_file()] == []
     ledger.close()
     spool.close()

@@ -39,7 +39,7 @@ async def test_bytes_come_back_by_their_key(spool: Spool) -> None:
     assert spool.path(key).stat().st_mode & 0o777 == 0o600
     assert spool.path(key).parent.stat().st_mode & 0o777 == 0o700
     assert list(spool.drafts.iterdir()) == []
-    assert list(spool.keys(time.time() + 60)) == [key]
+    assert [found for found, _ in spool.keys(time.time() + 60)] == [key]
     spool.remove(key)
     spool.remove(key)
     assert not spool.has(key)
@@ -94,7 +94,7 @@ async def test_only_old_bytes_are_named_and_empty_hours_go(spool: Spool) -> None
     (old / "folder").mkdir()
     (spool.root / "stray").write_bytes(b"")
     os.utime(old / "file.eml", (0, 0))
-    assert list(spool.keys(time.time() - 3600)) == ["2020010100/file.eml"]
+    assert list(spool.keys(time.time() - 3600)) == [("2020010100/file.eml", 3)]
     assert spool.has(key)
     (old / "folder").rmdir()
     spool.remove_all(["2020010100/file.eml"])
