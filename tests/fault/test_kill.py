@@ -6,12 +6,12 @@ import contextlib
 import smtplib
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from daemon import ROOT, Daemon
+from doom import doomed
 from messages import compose
-from peer import Start, program, wait_until
+from peer import Start, wait_until
 from samples import Fresh, Samples
 from storescp import Storescp
 
@@ -27,24 +27,6 @@ STEPS = [
     ("sendto", 9),
 ]
 """System calls at whose n-th time in one thread, counted from an idle gateway on, the power goes."""
-
-OTHER_NAMES = {"rename": "rename,renameat,renameat2", "mkdir": "mkdir,mkdirat"}
-
-
-@contextlib.contextmanager
-def doomed(gateway: Daemon, call: str, number: int) -> Iterator[None]:
-    """Let a running gateway be killed as it is about to make a system call for the n-th time."""
-    calls = OTHER_NAMES.get(call, call)
-    inject = f"inject={calls}:signal=SIGKILL:when={number}"
-    said = gateway.folder / f"strace-{call}-{number}"
-    trace = [program("strace"), "-f", "-p", str(gateway.pid()), "-o", "/dev/null", "-e", f"trace={calls}", "-e", inject]
-    with said.open("wb") as log, subprocess.Popen(trace, stderr=log) as process:
-        try:
-            wait_until(lambda: "attached" in said.read_text() or process.poll() is not None, "strace is there", 10)
-            yield
-        finally:
-            if process.poll() is None:
-                process.terminate()
 
 
 def hand_over(gateway: Daemon, message: bytes) -> bool:
