@@ -93,6 +93,9 @@ VERDICTS: dict[str, tuple[Failure | None, str]] = {
 }
 """What each mail comes to, and why where the manifest is silent."""
 
+GIBBERISH = {"test128.message", "test256.message"}
+"""What is opened with a content key that is made up anew each time (RFC 3218): one time in 256 it looks padded."""
+
 
 def held(name: str) -> x509.Certificate:
     """A certificate beside the mails."""
@@ -144,7 +147,8 @@ def test_every_protected_mail_ends_in_its_verdict(path: Path, tmp_path: Path) ->
         judged = verdict.judge(found, Expected(sender), Trust(anchors()), now)
         assert not judged.verified
         code = judged.code
-    assert code is expected, why
+    allowed = {expected, Failure.CBC_WITHOUT_INNER_SIGNATURE} if path.name in GIBBERISH else {expected}
+    assert code in allowed, why
 
 
 def signer(name: str, scratch: Path) -> x509.Certificate:
