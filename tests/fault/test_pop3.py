@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,8 +59,7 @@ async def test_mail_without_dicom_stays_and_is_never_fetched_again(gateway: Gate
                 await until(lambda: sum(line.startswith("RETR") for line in server.commands) == 3)
                 await until(lambda one=one: one.looked_at)  # type: ignore[misc]
                 await until(lambda: spooled(gateway) == 3)
-                await gateway.work()
-                await until(lambda: "u3" not in server.mails)
+                await work_until(gateway, lambda: "u3" not in server.mails)
                 seen = server.sessions
                 await until(lambda seen=seen: server.sessions > seen + 2)  # type: ignore[misc]
         assert set(server.mails) == {"u1", "u2"}
@@ -76,9 +76,16 @@ async def test_a_uidl_that_is_used_again_is_another_mail(gateway: Gateway) -> No
             server.mails["u1"] = each
             known = len(await items(gateway))
             await until(lambda known=known: spooled(gateway) > known)  # type: ignore[misc]
-            await gateway.work()
-            await until(lambda: not server.mails)
+            await work_until(gateway, lambda: not server.mails)
     assert len(await items(gateway)) == 2
+
+
+async def work_until(gateway: Gateway, condition: Callable[[], object]) -> None:
+    """Read what comes until something is so: a mail lies in the spool a moment before its row does."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await gateway.work()
+            await asyncio.sleep(0.05)
 
 
 def spooled(gateway: Gateway) -> int:
@@ -91,8 +98,7 @@ async def test_a_deletion_that_got_lost_is_done_again(gateway: Gateway) -> None:
         one = poll(gateway, server)
         async with polling(one):
             await until(lambda: spooled(gateway))
-            await gateway.work()
-            await until(lambda: not server.mails)
+            await work_until(gateway, lambda: not server.mails)
         assert (one.counters.taken, one.counters.repeated) == (1, 2)
     assert len(await items(gateway)) == 1
 
