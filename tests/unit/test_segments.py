@@ -21,6 +21,7 @@ from gateway.core import letter
 from gateway.errors import LedgerError
 from gateway.ledger import collections, drafts, verbs
 from gateway.ledger import spool as spools
+from gateway.ledger.collections import Learned
 from gateway.ledger.drafts import Segment, Slice
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.spool import Scrap, Spool
@@ -391,6 +392,19 @@ def known(connection: Connection) -> list[tuple[str, str]]:
     return [tuple(row) for row in connection.execute(select(*columns).order_by(instance.c.start))]
 
 
+async def test_what_an_instance_holds_is_written_down_by_whoever_commits_next(out: Outbound) -> None:
+    """Nobody waits for that."""
+    segment = out.spool.segment()
+    one = out.image(1, segment=segment)
+    assert await out.accept(one) == 0
+    assert await out.ledger.read(known) == [("", "")]
+    out.ledger.add(collections.learn, Learned(one.draft.key, one.draft.start, data_set_sha256="digest"))
+    assert await out.ledger.read(known) == [("", "")]
+    assert await out.accept(out.image(2, segment=segment)) == 0
+    assert await out.ledger.read(known) == [("", "digest"), ("", "")]
+    segment.close()
+
+
 async def test_what_an_instance_holds_is_hashed_when_it_is_composed(out: Outbound) -> None:
     """Its sender waits for its custody, not for that; the mail says the hash of the file (R23)."""
     segment = out.spool.segment()
@@ -409,10 +423,15 @@ async def test_what_an_instance_holds_is_hashed_when_it_is_composed(out: Outboun
     ]
 
 
-async def test_the_same_instance_is_one_though_nobody_had_looked_at_it(out: Outbound) -> None:
+@pytest.mark.parametrize("learned", [False, True], ids=["not hashed yet", "hashed"])
+async def test_the_same_instance_is_one_though_nobody_had_looked_at_it(out: Outbound, learned: bool) -> None:
     """Both are looked at when its UID comes again (R11)."""
     segment = out.spool.segment()
-    assert await out.accept(out.image(1, segment=segment)) == 0
+    first = out.image(1, segment=segment)
+    assert await out.accept(first) == 0
+    if learned:
+        digest = hashlib.sha256(first.draft.read(first.data_set, first.size - first.data_set)).hexdigest()
+        out.ledger.add(collections.learn, Learned(first.draft.key, first.draft.start, data_set_sha256=digest))
     again = out.image(1, segment=segment)
     assert await out.accept(again) == 0
     assert again.draft.end == again.draft.start
