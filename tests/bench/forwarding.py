@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "peers")]
 
 from lane import Lane  # noqa: E402 - a script, run from anywhere
-from pacs import NODELAY, Pacs, need, orthanc, read_meta, resized, storescp  # noqa: E402
+from pacs import NODELAY, Pacs, orthanc, read_meta, resized, storescp  # noqa: E402
+from peer import program  # noqa: E402
 from pydicom.data import get_testdata_file  # noqa: E402
 
 Study = list[tuple[Path, str, str]]
@@ -80,7 +81,7 @@ def ours(pacs: Pacs, folder: Path, studies: list[Study]) -> float:
 
 def theirs(pacs: Pacs, studies: list[Study]) -> float:
     """Let storescu send the same files, one process for each study; return the seconds."""
-    start = [need("storescu"), "-q", "-aec", pacs.title, "127.0.0.1", str(pacs.port)]
+    start = [program("storescu"), "-q", "-aec", pacs.title, "127.0.0.1", str(pacs.port)]
     started = time.perf_counter()
     running = [subprocess.Popen([*start, *(str(path) for path, *_ in study)], env=NODELAY) for study in studies]
     if any([one.wait() for one in running]):  # noqa: C419 - each of them has to be waited for

@@ -33,7 +33,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "peers")]
 
 from orthanc import Orthanc  # noqa: E402 - a script, run from anywhere
-from pacs import NODELAY, need, read_meta, resized, storescp  # noqa: E402
+from pacs import NODELAY, read_meta, resized, storescp  # noqa: E402
+from peer import program  # noqa: E402
 from pydicom.data import get_testdata_file  # noqa: E402
 
 from gateway import config  # noqa: E402
@@ -170,7 +171,7 @@ class FailedError(Exception):
 
 def send(paths: list[Path], title: str, port: int, associations: int) -> float:
     """Let storescu send them over some associations at once; return the seconds."""
-    command = [need("storescu"), "-q", "-aec", title, "127.0.0.1", str(port)]
+    command = [program("storescu"), "-q", "-aec", title, "127.0.0.1", str(port)]
     started = time.perf_counter()
     running = [
         subprocess.Popen([*command, *map(str, paths[start::associations])], env=NODELAY)

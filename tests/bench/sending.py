@@ -18,7 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "peers")]
 
-from pacs import NODELAY, Pacs, need, read_meta, resized, storescp  # noqa: E402 - a script, run from anywhere
+from pacs import NODELAY, Pacs, read_meta, resized, storescp  # noqa: E402 - a script, run from anywhere
+from peer import program  # noqa: E402
 from pydicom.data import get_testdata_file  # noqa: E402
 
 from gateway import model  # noqa: E402
@@ -69,7 +70,7 @@ def ours(pacs: Pacs, queued: list[model.Queued]) -> float:
 def theirs(pacs: Pacs, queued: list[model.Queued]) -> float:
     """Let storescu send the same files; return the seconds."""
     files = [str(each.data_set.path) for each in queued]
-    command = [need("storescu"), "-q", "-aec", pacs.title, "127.0.0.1", str(pacs.port), *files]
+    command = [program("storescu"), "-q", "-aec", pacs.title, "127.0.0.1", str(pacs.port), *files]
     started = time.perf_counter()
     subprocess.run(command, check=True, env=NODELAY)
     return time.perf_counter() - started

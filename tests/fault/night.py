@@ -19,7 +19,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lane import Lane
-from pacs import free_port, read_meta
+from pacs import read_meta
+from peer import free_port
 from pydicom.data import get_testdata_file
 from scripted_scp import ScriptedScp
 from soak import conclude

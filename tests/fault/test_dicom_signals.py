@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from daemon import Daemon
-from pacs import NODELAY, need, resized
-from peer import Start, free_port, wait_until
+from pacs import NODELAY, resized
+from peer import Start, free_port, program, wait_until
 from pki import Holder, Wish, authority, issue
 from samples import Fresh, Samples
 
@@ -57,7 +57,7 @@ class Sender:
 
     def command(self, called: str, *options: str) -> list[str]:
         """Send all in one association."""
-        return [need("storescu"), "-v", *options, "-aec", called, "127.0.0.1", str(self.port), *self.paths]
+        return [program("storescu"), "-v", *options, "-aec", called, "127.0.0.1", str(self.port), *self.paths]
 
     def send(self, called: str, *options: str) -> tuple[int, str]:
         """Return the exit code, and what it said."""

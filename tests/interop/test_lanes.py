@@ -19,7 +19,8 @@ import pydicom
 import pytest
 from dcmqrscp import Dcmqrscp
 from lane import Lane
-from pacs import Meta, Pacs, held_by_orthanc, need, orthanc, read_meta, storescp
+from pacs import Meta, Pacs, held_by_orthanc, orthanc, read_meta, storescp
+from peer import program
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pynetdicom import AE, StoragePresentationContexts, evt
@@ -179,7 +180,7 @@ def rewritten(folder: Path, content: bytes) -> bytes:
     source, target = folder / "source.dcm", folder / "target.dcm"
     source.write_bytes(content)
     flags = ["--group-length-remove", "--length-explicit", "--padding-off"]
-    subprocess.run([need("dcmconv"), "-q", *flags, str(source), str(target)], check=True)
+    subprocess.run([program("dcmconv"), "-q", *flags, str(source), str(target)], check=True)
     written = target.read_bytes()
     meta = read_meta(written)
     assert meta is not None

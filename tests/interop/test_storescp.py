@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from dicom_door import Running, dicom_door
 from orthanc import Orthanc
-from pacs import NODELAY, need
+from pacs import NODELAY
+from peer import program
 from pynetdicom import AE, _config
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from samples import FOLDER, Samples, data_set
@@ -90,7 +91,7 @@ def sendable() -> list[tuple[Path, part10.Judged]]:
 def storescu(door: Running, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run DCMTK's storescu; what begins with a dash is an option, the rest are files."""
     options = [one for one in arguments if one.startswith("-")]
-    command = [need("storescu"), "-v", "-aet", "CT1", "-aec", "DOOR", *options, "127.0.0.1", str(door.port)]
+    command = [program("storescu"), "-v", "-aet", "CT1", "-aec", "DOOR", *options, "127.0.0.1", str(door.port)]
     command += [one for one in arguments if not one.startswith("-")]
     return subprocess.run(command, env=NODELAY, capture_output=True, text=True, check=False, timeout=60)
 
@@ -154,9 +155,9 @@ def test_what_is_written_is_clean_for_others(door: Running, samples: Samples) ->
     done = storescu(door, *(str(samples.path(name)) for name in ("CT_small.dcm", "MR_small.dcm", "rtplan.dcm")))
     assert done.returncode == 0, done.stderr
     for _, path in door.taker.received:
-        tested = subprocess.run([need("dcmftest"), str(path)], capture_output=True, text=True, check=False)
+        tested = subprocess.run([program("dcmftest"), str(path)], capture_output=True, text=True, check=False)
         assert tested.stdout.startswith("yes:"), tested.stdout
-        dumped = subprocess.run([need("dcmdump"), str(path)], capture_output=True, text=True, check=False)
+        dumped = subprocess.run([program("dcmdump"), str(path)], capture_output=True, text=True, check=False)
         assert dumped.returncode == 0
         assert dumped.stderr == ""
 
@@ -169,7 +170,7 @@ def test_storescu_without_preference_is_not_made_to_send_implicit(door: Running,
 
 def test_echoscu_is_answered(door: Running) -> None:
     """NET-1: and told why when it means somebody else."""
-    echo, where = [need("echoscu"), "-v", "-aec"], ["127.0.0.1", str(door.port)]
+    echo, where = [program("echoscu"), "-v", "-aec"], ["127.0.0.1", str(door.port)]
     assert subprocess.run([*echo, "DOOR", *where], capture_output=True, check=False).returncode == 0
     done = subprocess.run([*echo, "NOBODY", *where], capture_output=True, text=True, check=False)
     assert "Called AE Title Not Recognized" in done.stderr
@@ -181,7 +182,7 @@ def test_several_storescu_at_once(door: Running, samples: Samples, tmp_path: Pat
     for number in range(40):
         paths.append(tmp_path / f"{number}.dcm")
         paths[-1].write_bytes(samples.fresh("CT_small.dcm").file)
-    command = [need("storescu"), "-aec", "DOOR", "127.0.0.1", str(door.port)]
+    command = [program("storescu"), "-aec", "DOOR", "127.0.0.1", str(door.port)]
     running = [subprocess.Popen([*command, *map(str, paths[at::4])], env=NODELAY) for at in range(4)]
     assert [process.wait(60) for process in running] == [0] * 4
     assert len(door.taker.received) == 40
@@ -230,7 +231,7 @@ def test_orthanc_sends(door: Running, orthanc: Orthanc, samples: Samples) -> Non
 
 def authority(folder: Path) -> None:
     """A CA, a certificate for the door and one for a modality, all by openssl."""
-    openssl = need("openssl")
+    openssl = program("openssl")
     new = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
 
     def make(name: str, *more: str) -> None:
@@ -253,7 +254,7 @@ def test_tls_with_mutual_certificates(tmp_path: Path, samples: Samples) -> None:
     tls.verify_mode = ssl.CERT_REQUIRED
     image = str(samples.path("CT_small.dcm"))
     with dicom_door(tmp_path, tls=tls) as door:
-        command = [need("storescu"), "-aec", "DOOR", "+cf", str(tmp_path / "ca.pem")]
+        command = [program("storescu"), "-aec", "DOOR", "+cf", str(tmp_path / "ca.pem")]
         where = ["127.0.0.1", str(door.port), image]
         for name, good in (("ct1", True), ("stranger", False)):
             secured = ["+tls", str(tmp_path / f"{name}.key"), str(tmp_path / f"{name}.pem")]

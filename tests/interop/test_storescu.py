@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pacs import Pacs, held_by_orthanc, need, orthanc, read_meta, resized, storescp
+from pacs import Pacs, held_by_orthanc, orthanc, read_meta, resized, storescp
+from peer import program
 from pydicom.data import get_testdata_file
 
 from gateway import model
@@ -155,7 +156,7 @@ def rewritten(folder: Path, content: bytes) -> bytes:
     source, target = folder / "source.dcm", folder / "target.dcm"
     source.write_bytes(content)
     flags = ["--group-length-remove", "--length-explicit", "--padding-off"]
-    subprocess.run([need("dcmconv"), "-q", *flags, str(source), str(target)], check=True)
+    subprocess.run([program("dcmconv"), "-q", *flags, str(source), str(target)], check=True)
     written = target.read_bytes()
     meta = read_meta(written)
     assert meta is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from peer import free_port, program
 
 NODELAY = {**os.environ, "TCP_NODELAY": "1"}
 """DCMTK and Orthanc leave Nagle's algorithm on without it, and each C-STORE then takes some 40 ms."""
@@ -40,30 +40,11 @@ class Pacs:
     http: int = 0
 
 
-def need(program: str) -> str:
-    """Find a peer program; skip the test without it, or fail where every peer has to be there (CI=true)."""
-    path = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    if path is None:
-        missing = f"{program} is not installed: run tests/peers/install"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return path
-
-
-def free_port() -> int:
-    """Find a port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def storescp(folder: Path, *flags: str) -> Iterator[Pacs]:
     """Run DCMTK's storescp until the block ends; it writes what it takes to ``folder``, one file for each message."""
     port = free_port()
-    command = [need("storescp"), "-q", "-aet", "STORESCP", "-od", str(folder), "+uf", *flags, str(port)]
+    command = [program("storescp"), "-q", "-aet", "STORESCP", "-od", str(folder), "+uf", *flags, str(port)]
     with _running(command, folder.parent, port) as pid:
         yield Pacs("STORESCP", port, folder, pid)
 
@@ -92,7 +73,7 @@ def orthanc(folder: Path) -> Iterator[Pacs]:
     }
     path = folder / "orthanc.json"
     path.write_text(json.dumps(configuration))
-    with _running([need("Orthanc"), str(path)], folder, port) as pid:
+    with _running([program("Orthanc"), str(path)], folder, port) as pid:
         yield Pacs("ORTHANC", port, folder, pid, http)
 
 

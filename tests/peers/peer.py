@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -9,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self, TypeVar
@@ -42,13 +44,30 @@ def need_root(why: str) -> None:
         absent(f"only root can {why}")
 
 
+def _ports() -> Iterator[int]:
+    """Go round the ports below those the kernel gives away (32768 up), each test worker in a part of its own.
+
+    A port of the kernel's may be somebody's outgoing connection, or another test's, before the peer it was meant for
+    listens, and again while that peer is away.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    begin, size = 12_000 + worker * 2_500, 2_500
+    # Another run on this machine, at the same time, most likely begins elsewhere.
+    for number in itertools.count(os.getpid()):
+        yield begin + number % size
+
+
+_PORTS = _ports()
+
+
 def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port nobody listens on now; no other test is told it, and no connection takes it by chance."""
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError
 
 
 def wait_until(
