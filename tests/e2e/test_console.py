@@ -15,7 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from desk import OPERATOR, PASSWORD, VIEWER, Desk, chromium, log_in
 from messages import compose
 from peer import Start, free_port, wait_until
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from samples import Samples
 from storescp import Storescp
 
@@ -77,6 +77,23 @@ def test_an_operator_retries_a_held_item_and_sees_it_delivered(start: Start, sam
     assert desk.proven()["delivered"] == 1
     who = [one["who"] for one in desk.ask("events", "--since", "1h")["events"] if one["id"] == key and one["who"]]
     assert who[-1] == f"{OPERATOR} at the console"
+
+
+def test_what_happens_between_a_page_and_its_stream_is_not_missed(start: Start, samples: Samples, page: Page) -> None:
+    """The page was made, then the item was held, then the stream of changes began: the page shows it nevertheless."""
+    desk = start(Desk({"pacs": ("PACS", free_port())}))
+    key = desk.mail(compose([samples.fresh().file]))
+    wait_until(lambda: desk.item(key)["instances"] == 1, "it is read")
+    log_in(page, desk)
+
+    def hold_first(route: Route) -> None:
+        if desk.item(key)["outcome"] == "waiting":
+            desk.say("queue", "hold", key)
+        route.continue_()
+
+    page.route("**/live", hold_first)
+    page.goto(f"{desk.address}/items/{key}")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("held")
 
 
 def test_a_viewer_looks_and_does_not_decide(start: Start, samples: Samples, page: Page) -> None:

@@ -28,6 +28,7 @@ from gateway.edges.console.headers import PAGE
 from gateway.edges.console.running import Running
 from gateway.edges.console.sessions import Session
 from gateway.errors import LedgerError
+from gateway.ledger import overview
 
 T = TypeVar("T")
 
@@ -78,8 +79,12 @@ class Press:
             TimeoutError: It took too long.
         """
 
+        def read(connection: Connection) -> Mapping[str, Any]:
+            # The number first: a page may be newer than it says, never older.
+            return {"number": overview.newest_change(connection), **question(connection)}
+
         def work() -> str:
-            return self._render(template, session, {**(more or {}), **self._read(question)})
+            return self._render(template, session, {**(more or {}), **self._read(read)})
 
         return _page(await self.aside(work))
 
@@ -121,8 +126,9 @@ class Press:
             "edition": self._edition,
             "version": __version__,
             "page": template.removesuffix(".html"),
+            "number": None,
         }
-        return self._templates.get_template(template).render(**fixed, **facts)
+        return self._templates.get_template(template).render({**fixed, **facts})
 
 
 def _page(text: str, status: int = 200) -> HTMLResponse:

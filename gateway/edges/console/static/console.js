@@ -7,7 +7,8 @@
 
   const said = document.getElementById("live");
   const say = (text) => { if (said.textContent !== text) said.textContent = text; };
-  let shown = null;      // number of the last change that this page shows
+  // Number of the last change that this page shows, by its own word: more may have happened before the stream was there.
+  let shown = document.body.dataset.number;
   let wanted = null;     // number of the last change that the server told
   let fetching = false;
 
@@ -16,7 +17,6 @@
   const refresh = async () => {
     if (fetching || document.hidden || wanted === shown) return;
     fetching = true;
-    const number = wanted;
     try {
       const answer = await fetch(location.href, { headers: { "X-Live": "1" }, cache: "no-store" });
       if (answer.status === 401) return over();
@@ -29,7 +29,7 @@
         region.replaceChildren(...fresh.childNodes);
         if (place) region.querySelector(`a[href="${CSS.escape(place)}"]`)?.focus();
       }
-      shown = number;
+      shown = page.body.dataset.number;
     } catch {
       // The gateway is away; the stream says so, and comes back.
     } finally {
@@ -41,7 +41,6 @@
   const stream = new EventSource("/live");
   const hear = (event) => {
     wanted = event.data;
-    if (event.type === "hello" && shown === null) shown = wanted;
     say("Live.");
     refresh();
   };
