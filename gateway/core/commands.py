@@ -9,8 +9,11 @@ PATH_LIMIT: Final = 256
 """Octets of a path with its brackets (RFC 5321 §4.5.3.1.3)."""
 
 # Characters beyond ASCII belong to the grammar since RFC 6531 §3.3; whether they were announced, the caller asks.
-_ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\u0080-\U0010ffff]+"
-_LABEL: Final = r"[A-Za-z0-9_\u0080-\U0010ffff](?:[A-Za-z0-9_\-\u0080-\U0010ffff]*[A-Za-z0-9_\u0080-\U0010ffff])?"
+# A class is named by what is not in it: one that names all those characters takes Python ten milliseconds to compile.
+_ATOM: Final = r'[^\x00-\x20"(),.:;<>@\[\\\]\x7f]+'
+_LETTER_DIGIT: Final = r"[^\x00-/:-@\[-^`{-\x7f]"
+_INSIDE: Final = r"[^\x00-,./:-@\[-^`{-\x7f]"
+_LABEL: Final = rf"{_LETTER_DIGIT}(?:{_INSIDE}*{_LETTER_DIGIT})?"
 _DOMAIN: Final = rf"{_LABEL}(?:\.{_LABEL})*\.?|\[[A-Za-z0-9:.\-]+\]"
 _LOCAL: Final = rf"{_ATOM}(?:\.{_ATOM})*|\"(?:[^\"\\\x00-\x1f\x7f]|\\[ -~])*\""
 _MAILBOX: Final = rf"(?:{_LOCAL})(?:@(?:{_DOMAIN}))?"

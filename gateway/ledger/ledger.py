@@ -27,11 +27,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import structlog
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.errors import FolderInUseError, GatewayError, LedgerError
@@ -50,6 +46,9 @@ MOST_CHANGES: Final = 256
 
 CHECKPOINT_EVERY: Final = 4000
 """Pages (4 KiB) of the write-ahead log after which whoever commits moves them into the database: some 300 instances."""
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+"""Alembic's scripts: one for each schema there was, named by its number."""
 
 NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "fuse.sshfs", "9p"}
@@ -343,7 +342,6 @@ def connect(url: str) -> Engine:
     Raises:
         LedgerError: It cannot be opened, it is of a newer release, or it does not keep its promises.
     """
-    logging.getLogger("alembic").setLevel(logging.CRITICAL)
     engine = create_engine(url, hide_parameters=True)
     try:
         if engine.dialect.name == "sqlite":
@@ -381,11 +379,18 @@ def migrate(connection: Connection) -> None:
     Raises:
         LedgerError: The ledger is of a newer release.
     """
-    schema(connection)
+    current, wanted = schema(connection)
     connection.rollback()
-    config = _migrations()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    if current == wanted:
+        return
+    # Most starts have nothing for it to do, and it takes long to be loaded.
+    from alembic import command, config  # noqa: PLC0415
+
+    logging.getLogger("alembic").setLevel(logging.CRITICAL)
+    steps = config.Config()
+    steps.set_main_option("script_location", str(MIGRATIONS))
+    steps.attributes["connection"] = connection
+    command.upgrade(steps, "head")
     connection.commit()
 
 
@@ -395,20 +400,15 @@ def schema(connection: Connection) -> tuple[str | None, str]:
     Raises:
         LedgerError: The ledger is of a newer release.
     """
-    scripts = ScriptDirectory.from_config(_migrations())
-    current = MigrationContext.configure(connection).get_current_revision()
-    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+    known = sorted(step.name.partition("_")[0] for step in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+    begun = inspect(connection).has_table("alembic_version")
+    current = connection.scalar(text("SELECT version_num FROM alembic_version")) if begun else None
+    if current is not None and current not in known:
         raise LedgerError(
             f"the ledger was written by a newer release (schema {current})",
             hint="install that release again, or restore a backup made before the upgrade",
         )
-    return current, scripts.get_current_head() or ""
-
-
-def _migrations() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    return config
+    return current, known[-1]
 
 
 def _prepare_sqlite(engine: Engine, path: Path) -> None:

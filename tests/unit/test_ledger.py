@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from rows import NOW
@@ -81,6 +82,27 @@ class Commits:
 # The database
 
 
+def migrations() -> Config:
+    """What Alembic wants to know."""
+    config = Config()
+    config.set_main_option("script_location", str(ledgers.MIGRATIONS))
+    return config
+
+
+def test_the_schemas_are_those_alembic_knows(url: str) -> None:
+    """One line of numbers, the newest last: a start tells by names alone whether there is anything to migrate (R28)."""
+    scripts = ScriptDirectory.from_config(migrations())
+    engine = connect(url)
+    with engine.connect() as connection:
+        newest = ledgers.schema(connection)
+        assert newest == (scripts.get_current_head(), scripts.get_current_head())
+        for script in scripts.walk_revisions():
+            connection.execute(text(f"UPDATE alembic_version SET version_num = '{script.revision}'"))
+            assert ledgers.schema(connection) == (script.revision, newest[1])
+            assert Path(script.path).name.startswith(f"{script.revision}_")
+    engine.dispose()
+
+
 def test_migrations_from_nothing_make_the_tables_that_the_code_knows(url: str) -> None:
     """An upgrade from empty equals the metadata, on both databases (R28)."""
     engine = connect(url)
@@ -106,7 +128,7 @@ def test_a_ledger_is_opened_again_as_it_was(url: str) -> None:
 def test_a_ledger_of_the_first_release_is_brought_up_to_date(url: str) -> None:
     """What an old ledger knows stays, and it has every table of this release (R28)."""
     engine = create_engine(url)
-    config = ledgers._migrations()
+    config = migrations()
     with engine.connect() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
@@ -123,10 +145,10 @@ def test_a_ledger_of_the_first_release_is_brought_up_to_date(url: str) -> None:
 
 def test_a_ledger_of_every_release_is_brought_up_to_date_with_what_is_in_it(url: str) -> None:
     """Each schema there ever was, with an item in it, opens in this release and is found as it was (R28)."""
-    scripts = ScriptDirectory.from_config(ledgers._migrations())
+    scripts = ScriptDirectory.from_config(migrations())
     revisions = [script.revision for script in scripts.walk_revisions()][::-1]
     assert revisions[0] == "0001"
-    engine, config = create_engine(url), ledgers._migrations()
+    engine, config = create_engine(url), migrations()
     with engine.connect() as connection:
         config.attributes["connection"] = connection
         for revision in revisions:
