@@ -22,7 +22,7 @@ import structlog
 from sqlalchemy import Connection, delete, insert, select
 
 from gateway import control, keys, logs, metrics, partners, watchdog
-from gateway.config import ApplicationEntity, ClientTls, Configuration, Console, advice, load, restart_needed
+from gateway.config import ApplicationEntity, ClientTls, Configuration, Console, advice, in_force, load, restart_needed
 from gateway.core import commitment, contexts, query, reader, transcode, unsealing
 from gateway.core.cms.revocation import Inspection, Source, inspect
 from gateway.core.mailbox import State
@@ -727,7 +727,8 @@ class Service:
             watchdog.ready()
 
     async def _take_over(self, new: Configuration) -> None:
-        old, now = self.configuration, datetime.now(UTC)
+        now, needed = datetime.now(UTC), restart_needed(self.configuration, new)
+        new = in_force(self.configuration, new)
         self.scu.reload(new)
         if self._smtp is not None and new.smtp is not None and new.smtp.certificate and new.smtp.key_file:
             self._smtp.tls = server_tls(new.smtp.certificate, new.smtp.key_file)
@@ -736,7 +737,7 @@ class Service:
         for users in (self._users, self._accounts):
             if users is not None:
                 users.load()
-        for key in restart_needed(old, new):
+        for key in needed:
             log.warning("needs_restart", key=key)
         keyring = await self._load_keys(new)
         self.configuration = new

@@ -5,7 +5,7 @@ a door that is shut.
 """
 
 from gateway.config.file import find, load
-from gateway.config.review import Advice, advice, restart_needed, unbuilt
+from gateway.config.review import Advice, advice, in_force, restart_needed, unbuilt
 from gateway.config.sections import (
     DEFAULT_PATH,
     ApplicationEntity,
@@ -59,6 +59,7 @@ __all__ = [
     "StorageSCP",
     "advice",
     "find",
+    "in_force",
     "is_loopback",
     "load",
     "restart_needed",

@@ -69,13 +69,32 @@ def restart_needed(old: Configuration, new: Configuration) -> tuple[str, ...]:
 
     Taken over are routes, partners, AEs, all of the DICOM door but where it listens, certificates and users.
     """
-    return tuple(
-        key
-        for kind in Configuration.model_fields
-        if kind not in _RELOADED
-        for key in _changed(kind, getattr(old, kind), getattr(new, kind))
-        if key not in _RELOADED and key.rpartition(".")[2] not in _RELOADED_KEYS
-    )
+    return tuple(key for kind in Configuration.model_fields for key in _left(kind, old, new))
+
+
+def in_force(old: Configuration, new: Configuration) -> Configuration:
+    """What holds after SIGHUP: the new configuration, but what needs a restart as it was.
+
+    Otherwise one part of the gateway would go by the data folder, the relay or the limits of the one file, and another
+    part by those of the other.
+    """
+    stays: dict[str, Any] = {}
+    for kind in Configuration.model_fields:
+        before, after, needed = getattr(old, kind), getattr(new, kind), _left(kind, old, new)
+        if kind in needed:
+            stays[kind] = before
+        elif needed:
+            fields = (key.rpartition(".")[2] for key in needed)
+            stays[kind] = after.model_copy(update={field: getattr(before, field) for field in fields})
+    return new.model_copy(update=stays)
+
+
+def _left(kind: str, old: Configuration, new: Configuration) -> list[str]:
+    """The keys of a section that a reload leaves as they are; the section alone when it has none in common."""
+    if kind in _RELOADED:
+        return []
+    changed = _changed(kind, getattr(old, kind), getattr(new, kind))
+    return [key for key in changed if key not in _RELOADED and key.rpartition(".")[2] not in _RELOADED_KEYS]
 
 
 def _changed(kind: str, old: object, new: object) -> Iterator[str]:

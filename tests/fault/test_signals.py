@@ -97,9 +97,14 @@ def test_work_for_a_removed_destination_is_held_until_it_is_back(
     assert pacs.instances()[fresh.sop_instance] == fresh.data_set
 
 
-def test_what_needs_a_restart_is_named(start: Start, pacs: Storescp) -> None:
-    """The rest is taken over all the same."""
+def test_what_needs_a_restart_is_named(start: Start, pacs: Storescp, samples: Samples) -> None:
+    """And stays as it was until then: mail goes on into the old data folder. The rest is taken over all the same."""
     gateway = start(Daemon({"pacs": (pacs.title, pacs.port)}))
-    gateway.config.write_text(gateway.config.read_text("utf-8").replace("50 MB", "60 MB"), "utf-8")
+    text = gateway.config.read_text("utf-8").replace("50 MB", "60 MB").replace('data = "data"', 'data = "elsewhere"')
+    gateway.config.write_text(text.replace("pacs@gateway.test", "images@gateway.test"), "utf-8")
     reload(gateway)
-    assert [line["key"] for line in gateway.logged("needs_restart")] == ["limits.free_space"]
+    assert [line["key"] for line in gateway.logged("needs_restart")] == ["gateway.data", "limits.free_space"]
+    key = gateway.mail(compose([samples.fresh().file]), to="images@gateway.test")
+    gateway.configure({"pacs": (pacs.title, pacs.port)})  # the command line looks where the file says
+    gateway.await_item(key, "delivered")
+    assert not (gateway.folder / "elsewhere").exists()

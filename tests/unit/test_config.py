@@ -648,6 +648,26 @@ def test_reload_takes_over_routes_and_names_the_rest(tmp_path: Path) -> None:
     )
 
 
+def test_what_needs_a_restart_stays_as_it_was_until_then(tmp_path: Path) -> None:
+    """No part of the gateway goes by another data folder, relay or limit than the rest; each reload says so again."""
+    relay = '[relay]\nhost = "old.test"\nport = 587\nsender = "gw@hospital.test"\n'
+    old = load(tmp_path, GATEWAY + INBOUND + '[storescp]\ntitle = "A"\nlisten = "127.0.0.1:11112"\n' + relay)
+    text = GATEWAY.replace("gw.hospital", "gateway.hospital") + INBOUND.replace("11112", "104")
+    more = '[storescp]\ntitle = "B"\nlisten = "127.0.0.1:104"\n[limits]\nstop = "5s"\n[console]\n'
+    new = load(tmp_path, text + more)
+    held = config.in_force(old, new)
+    assert (held.gateway, held.limits, held.relay, held.console) == (old.gateway, old.limits, old.relay, None)
+    assert (held.ae, held.source) == (new.ae, new.source)
+    assert held.storescp is not None
+    assert old.storescp is not None
+    assert (held.storescp.title, held.storescp.listen) == ("B", old.storescp.listen)
+    needed = config.restart_needed(old, new)
+    assert needed == ("gateway.name", "limits.stop", "storescp.listen", "relay", "console")
+    assert config.restart_needed(held, new) == needed
+    assert config.restart_needed(old, held) == ()
+    assert config.in_force(old, old) == old
+
+
 def test_reload_takes_over_the_dicom_door(tmp_path: Path) -> None:
     """All of it but where it listens; and only that is named."""
     door = '[storescp]\ntitle = "A"\nlisten = "127.0.0.1:11112"\n'
