@@ -213,7 +213,9 @@ def test_an_interrupted_story_leaves_nothing(scratch: Path) -> None:
         assert process.stdout is not None
         head = b""
         while b"mail 1" not in head:
-            head += process.stdout.read1()
+            part = process.stdout.read1()
+            assert part, f"it ended: {head.decode()}"
+            head += part
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         assert process.wait(20) == 130  # what shells expect

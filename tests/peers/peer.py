@@ -75,10 +75,13 @@ def wait_until(
 ) -> None:
     """Look again and again until something is so; fail the test when it does not come, and say what is ``instead``."""
     deadline = time.monotonic() + seconds
+    pause = 0.02
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"not within {seconds:g} s: {what}\n{instead()}", pytrace=False)
-        time.sleep(0.05)
+        time.sleep(pause)
+        # To look at a gateway costs it and us: what takes long is looked at less often.
+        pause = min(pause * 1.3, 0.25)
 
 
 def answers(port: int) -> bool:
