@@ -25,7 +25,7 @@ demo: .venv/run  ## Mail real images into a small PACS on this machine and show 
 	$(BIN)/python -m gateway demo $(ARGS)
 
 test: check peers  ## Everything that must hold: check, then all tests, then the coverage bars
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report --include='gateway/core/*' --fail-under=100
 	$(BIN)/python -m coverage report --omit='gateway/core/*' --fail-under=90
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -18,7 +20,7 @@ from typing import Any, TypeAlias
 
 from peer import Peer, answers, free_port, wait_until
 
-from gateway import config, control
+from gateway import cli, config, control
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,9 +143,11 @@ class Daemon(Peer):
     # What an operator does
 
     def say(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a verb of the command line on its configuration."""
-        command = [sys.executable, "-m", "gateway", *words, "--config", str(self.config)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        """Run a verb of the command line on its configuration; here, because Python takes a second or two to start."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.perform([*words, "--config", str(self.config)])
+        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
     def ask(self, *words: str) -> Any:
         """Run a verb that answers in JSON, and read its answer."""
