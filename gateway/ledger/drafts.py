@@ -47,6 +47,7 @@ class Draft:
         self._begun = 0
         self._file = -1
         self._discarded = False
+        self._kept = False
 
     def write(self, block: bytes | bytearray | memoryview) -> None:
         """Append a block. Raises OSError when the disk refuses it."""
@@ -88,8 +89,14 @@ class Draft:
         self._flush()
         return os.pread(self._descriptor, size, self.start + offset)
 
+    def keep(self) -> None:
+        """It is durable under its key, and the spool's: whoever wrote it cannot discard it any more."""
+        self._kept = True
+
     def discard(self) -> None:
         """Forget the file. Safe to call at any time, also twice."""
+        if self._kept:
+            return
         self._discarded = True
         self._small = bytearray()  # not cleared: a write that failed may still hold a view of it
         with contextlib.suppress(OSError):

@@ -162,6 +162,9 @@ class Spool:
     async def commit(self, draft: Draft, suffix: str) -> str:
         """Make a draft durable and return its key. After an error the draft is gone and nothing was kept.
 
+        From then on it cannot be discarded: a row may speak of it also when its writer gave up waiting for the row, or
+        was told that there is none. Bytes without a row are swept; a row without bytes is a mail that is lost.
+
         Raises:
             OSError: The disk did not take it.
         """
@@ -174,7 +177,9 @@ class Spool:
                 draft.discard()
                 raise
         self._commits.put(self.prepare(draft, suffix, done))
-        return await done
+        key = await done
+        draft.keep()
+        return key
 
     def prepare(self, draft: Draft, suffix: str, done: asyncio.Future[str] | None = None) -> Commit:
         """Give a draft its key. Nothing is durable before it is settled."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from door import PATIENCE, peer_of
 from rows import (
     CLINIC,
     CONFIGURATION,
@@ -29,6 +34,8 @@ from gateway.core import routing
 from gateway.core.coercion import Coercion, Rule
 from gateway.core.reader import Rules
 from gateway.core.routing import Decision
+from gateway.edges import smtp
+from gateway.edges.smtp import SmtpDoor
 from gateway.errors import GatewayError, LedgerError, LowDiskError, RefusedError, WorkerError
 from gateway.ledger import messages, verbs
 from gateway.ledger.ledger import Ledger, connect
@@ -173,6 +180,41 @@ async def test_bytes_stay_when_nobody_knows_whether_the_row_was_kept(
     with pytest.raises(LedgerError):
         await stage.accept()
     assert stage.files() == [".eml"]
+
+
+async def test_bytes_stay_when_the_door_gives_up_waiting_for_the_row(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway stops while the ledger is slow: the row is committed all the same, and its mail can be read (R1)."""
+    settings = SimpleNamespace(
+        listen=("127.0.0.1", 0), implicit_tls_listen=None, require_tls=False, allow=None, connections=1
+    )
+    door = SmtpDoor(settings, hostname="gw.example", limits=smtp.Limits(1 << 20, 1 << 16), incoming=stage.receive)
+    await door.open()
+    slow, go, asked, write = threading.Event(), threading.Event(), asyncio.Event(), stage.ledger.write_together
+
+    def ask(*arguments: Any) -> Awaitable[Any]:
+        asked.set()
+        return write(*arguments)
+
+    def wait(_: Connection) -> None:
+        slow.set()
+        go.wait(PATIENCE)
+
+    async with peer_of(door) as peer:
+        writing = asyncio.create_task(stage.ledger.write(wait))
+        await asyncio.to_thread(slow.wait, PATIENCE)
+        monkeypatch.setattr(stage.ledger, "write_together", ask)
+        sending = asyncio.create_task(peer.mail(FROM_A + b"\r\nbody\r\n", recipient="pacs@gw.example"))
+        await asyncio.wait_for(asked.wait(), PATIENCE)
+        await door.close(0.05)
+        assert await sending == ""
+    go.set()
+    await writing
+    await stage.ledger.write(lambda _: None)  # what was handed in before is committed
+    [key] = await stage.ledger.read(lambda c: list(c.scalars(select(message.c.id))))
+    assert await stage.receive.look(key) is None
+    assert await stage.ledger.read(lambda c: parts(c, key)) == [(1, "pacs", "waiting", None)]
 
 
 # Reading

@@ -63,6 +63,14 @@ async def test_names_say_nothing_and_never_repeat(spool: Spool) -> None:
     assert all(len(key) == len("2026112312/") + 24 + 4 for key in keys)
 
 
+async def test_what_is_committed_cannot_be_discarded(spool: Spool) -> None:
+    """Whoever wrote it may be told of a failure after which a row speaks of it all the same (R1)."""
+    one = draft(spool, b"x")
+    key = await spool.commit(one, ".eml")
+    one.discard()
+    assert spool.path(key).read_bytes() == b"x"
+
+
 def test_a_discarded_draft_leaves_nothing(spool: Spool) -> None:
     """Discarding is safe at any time, twice, and after the file was closed."""
     one = draft(spool, b"x" * (9 << 20))
