@@ -239,10 +239,15 @@ def problem(reading: Reading) -> str | None:
 
 
 def without_repetitions(reading: Reading) -> Reading:
-    """Leave out an instance that the same message holds twice, as the reader remarked: it is stored once (AMB-23)."""
+    """Leave out an instance that the same message holds twice, as the reader remarked: it is stored once (AMB-23).
+
+    What is held counts for nobody: a copy whose File Meta Information is wrong must not keep back one that is right.
+    """
     distinct: dict[tuple[str, str, str], Instance] = {}
     for one in reading.instances:
-        distinct.setdefault((one.sop_instance, one.transfer_syntax, one.data_set_sha256), one)
+        identity = (one.sop_instance, one.transfer_syntax, one.data_set_sha256)
+        if distinct.setdefault(identity, one).held is not None and one.held is None:
+            distinct[identity] = one
     return replace(reading, instances=tuple(distinct.values()))
 
 

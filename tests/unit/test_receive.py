@@ -32,7 +32,7 @@ from sqlalchemy import Connection, func, select, update
 from gateway.config import Limits
 from gateway.core import routing
 from gateway.core.coercion import Coercion, Rule
-from gateway.core.reader import Rules
+from gateway.core.reader import Rules, read_to
 from gateway.core.routing import Decision
 from gateway.edges import smtp
 from gateway.edges.smtp import SmtpDoor
@@ -44,6 +44,7 @@ from gateway.ledger.tables import message
 from gateway.model import Digest, Reading, Span
 from gateway.stages import receive as receiving
 from gateway.stages.receive import Receive, Verdict, book, judge, rules, without_repetitions
+from tests.samples import data_set, dicom_file, mail, meta, part
 
 FROM_A = b"From: dicom@clinic-a.example\r\nMessage-ID: <1@clinic-a.example>\r\n"
 FROM_B = b"From: dicom@clinic-b.example\r\nMessage-ID: <1@clinic-b.example>\r\n"
@@ -389,6 +390,17 @@ def test_an_instance_that_a_mail_holds_twice_is_stored_once() -> None:
     one, other = instance(1), replace(instance(1, content="other"), part="3")
     kept = without_repetitions(Reading("dicom", (one, replace(one, part="2"), other)))
     assert [found.part for found in kept.instances] == ["1", "3"]
+
+
+@pytest.mark.parametrize("wrong_first", [True, False])
+def test_a_copy_that_is_held_does_not_keep_back_one_that_is_right(tmp_path: Path, wrong_first: bool) -> None:
+    """The same data set, once behind a wrong header: it is stored, and a person is told of the other (AMB-23)."""
+    right, wrong = dicom_file(data_set()), dicom_file(data_set(), meta(sop_class="1.2.840.10008.5.1.4.1.1.4"))
+    path = tmp_path / "mail.eml"
+    path.write_bytes(mail(*map(part, [wrong, right] if wrong_first else [right, wrong])))
+    reading = without_repetitions(read_to(Span(path, 0, path.stat().st_size), rules(Limits()), tmp_path / "out"))
+    assert [one.held for one in reading.instances] == [None]
+    assert judge(reading, Decision("x@else.example", None, book_routes())) == Verdict(problem="sop-class-mismatch")
 
 
 def test_a_stranger_without_images_is_refused() -> None:
