@@ -187,7 +187,7 @@ def take(connection: Connection, piece: Piece, caps: Caps, now: datetime) -> Sta
     place = found[0] if found else None
     if place is not None and place.there not in {None, piece.body_sha256}:
         text = f"there are two fragments {number} with different content"
-        messages.hold(connection, place.top, CONFLICT, f"{text}: {piece.message} has the other one", now)
+        _suspect(connection, place, f"{text}: {piece.message} has the other one", now)
         _hold(connection, piece, CONFLICT, f"{text}: the other one belongs to {place.top}", now)
         return None
     if place is not None and place.there is not None:
@@ -275,6 +275,21 @@ def _excess(connection: Connection, piece: Piece, place: Row[Any] | None, caps: 
 
 def _hold(connection: Connection, piece: Piece, code: str, text: str, now: datetime) -> None:
     messages.hold(connection, piece.message, code, text, now)
+
+
+def _suspect(connection: Connection, place: Row[Any], text: str, now: datetime) -> None:
+    """Hold a set that may hold something foreign.
+
+    One that is held for what is missing is held for this from now on: what is missing must not make it go on.
+    """
+    if place.outcome != Outcome.HELD or place.code != INCOMPLETE:
+        messages.hold(connection, place.top, CONFLICT, text, now)
+        return
+    whole = or_(message.c.id == place.top, message.c.duplicate_of == place.top)
+    connection.execute(update(message).where(whole).values(code=CONFLICT))
+    tell(connection, now, "held", text, message=place.top)
+    close_notice(connection, now, Outcome.HELD, place.top)  # it is about something else now, and told anew
+    messages.announce(connection, place.top, Outcome.HELD, CONFLICT, now)
 
 
 def _repeat(connection: Connection, piece: Piece, place: Row[Any], now: datetime) -> None:

@@ -338,6 +338,22 @@ async def test_two_contents_for_one_place_are_both_held_and_nothing_is_guessed(g
     assert await gateway.files() == [("pacs", ONE), ("pacs", TWO)]
 
 
+async def test_what_is_missing_does_not_complete_a_set_with_two_contents_for_one_place(gateway: Gateway) -> None:
+    """Waited for in vain, then contradicted, then complete: it stays held for a person, who is told anew (PRT-8)."""
+    pieces = cut(WHOLE, [LINES // 2])
+    forged = cut(WHOLE.replace(b"A", b"B"), [LINES // 2])
+    [key] = await send(gateway, forged[0])
+    await gateway.pass_hours(73)
+    assert await gateway.state(key) == ("held", "fragment-incomplete")
+    newcomer, rest = await send(gateway, *pieces)
+    assert {await gateway.state(one) for one in (key, newcomer, rest)} == {("held", "fragment-conflict")}
+    assert await gateway.ledger.read(alarms) == {("held", key), ("held", newcomer)}
+    assert f"notice: {key} is held: fragment-conflict" in await gateway.story(key)
+    assert gateway.readings == 0
+    await act(gateway, "release", key)
+    assert await gateway.files()
+
+
 async def test_the_newcomer_may_be_the_right_one(gateway: Gateway) -> None:
     """Drop the set and release the newcomer: it begins a set of its own."""
     pieces = cut(WHOLE, [LINES // 2])
