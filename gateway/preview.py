@@ -124,7 +124,9 @@ def _read(path: Path, configuration: Configuration | None) -> Document:
     if refused is not None:
         return _document(reading, guard, refused)
     if decision is None:
-        return _document(reading, guard, _follow(reading, found.held, _without_routes(reading, guard)))
+        decision = _without_routes(reading, guard)
+        held = found.held if decision.partner is not None else None
+        return _document(reading, guard, _follow(reading, held, decision))
     return _document(reading, guard, _follow(reading, found.held, decision), decision)
 
 
@@ -181,12 +183,9 @@ def _follow(reading: Reading, held: Failure | None, decision: routing.Decision) 
     """Draw the stage's conclusions, and fold what follows for the instances if every destination accepted."""
     if reading.partial is not None and (decision.routes or decision.partner is not None):
         return _End(Outcome.WAITING, fragments.WAITING)
-    if held is not None and decision.routes and decision.partner is not None:
-        text = (
-            f"{decision.partner.name} must protect its mail ({decision.partner.accept})"
-            if decision.partner.name
-            else None
-        )
+    if held is not None and decision.routes:
+        who = decision.partner
+        text = f"{who.name} must protect its mail ({who.accept})" if who is not None and who.name else None
         return _End(Outcome.HELD, held, text)
     verdict = receive.judge(reading, decision)
     if verdict.held:

@@ -239,6 +239,15 @@ def test_a_partner_that_must_protect_its_mail_is_held(
     assert len(document["instances"]) == 1
 
 
+def test_what_a_stranger_has_sealed_so_that_nobody_can_open_it_is_held(read: Any, configuration: Configuration) -> None:
+    """As the stage does where a route takes strangers: nobody knows what is in it (R9)."""
+    fields = ("From: nobody@elsewhere.test", "To: open@gateway.test")
+    sealed = plain(*fields, "Content-Type: application/pkcs7-mime; smime-type=enveloped-data")
+    document = read(sealed, configuration)
+    assert (document["outcome"], document["code"], document["reason"]) == ("held", "malformed", None)
+    assert (document["partner"], document["route"]) == (None, "anybody")
+
+
 @pytest.mark.parametrize(
     ("sender", "to", "reason"),
     [
