@@ -495,7 +495,11 @@ class Receive:
         began, now, keyring = time.monotonic(), self._clock(), self.keyring
         found, draft = await self._open_sealed(row, message, decision, now)
         if found.verdict.gaps:
-            await self._fetch(found.verdict.gaps)
+            try:
+                await self._fetch(found.verdict.gaps)
+            except BaseException:
+                draft.discard()
+                raise
             if self.keyring is not keyring:  # a CRL came: it may tell what was unknown a moment ago
                 draft.discard()
                 found, draft = await self._open_sealed(row, message, decision, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -97,6 +98,19 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     yield made
     made.ledger.close()
     made.spool.close()
+
+
+async def test_asking_that_fails_leaves_nothing_of_what_was_read(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of CRLs that cannot be read: the mail is tried again, and no instances are left in the drafts."""
+
+    async def fail(_: Sequence[Source]) -> None:
+        raise OSError(errno.EIO, "")
+
+    key = await stage.accept()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.receive, "_fetch", fail)
+        assert await stage.look(SOFT, key=key) is not None
+    assert stage.files() == [".eml"]
 
 
 @pytest.mark.parametrize("first", [SOFT, HARD])
