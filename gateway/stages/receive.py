@@ -213,6 +213,8 @@ class Verdict:
 def judge(reading: Reading, decision: routing.Decision) -> Verdict:
     """Decide about a message that was read: a report is no study; a partner's mail without DICOM needs a person.
 
+    A mail is taken for the answer of a machine by a guess, which must not cost the images that could not be read in it.
+
     What the reader could not read, and no instance stands for, keeps the message held beside its good instances: they
     go on, and nothing is dropped (AMB-40).
     """
@@ -226,7 +228,9 @@ def judge(reading: Reading, decision: routing.Decision) -> Verdict:
         return Verdict(held="invalid-fragment")
     if reading.kind == "dicom" and (decision.routes or decision.unproven is not None):
         return Verdict(held=problem(reading) or "no-dicom")
-    if reading.kind == "report" or not decision.routes or decision.partner is None:
+    # Of what looks like an answer of a machine too nobody knows what is in an archive that cannot be opened.
+    is_report = reading.kind == "report" and problem(reading) is None
+    if is_report or not decision.routes or decision.partner is None:
         return Verdict(refused="not-dicom")
     return Verdict(held="no-dicom")
 

@@ -411,6 +411,22 @@ def test_a_stranger_without_images_is_refused() -> None:
     assert judge(Reading("dicom", (instance(1),)), Decision(None, None, ())) == Verdict(refused="not-dicom")
 
 
+@pytest.mark.parametrize(
+    ("attached", "verdict"),
+    [(b"away", Verdict(refused="not-dicom")), (b"PK\3\4 broken off", Verdict(held="no-dicom"))],
+)
+def test_an_archive_that_cannot_be_opened_is_held_whatever_the_mail_looks_like(
+    tmp_path: Path, attached: bytes, verdict: Verdict
+) -> None:
+    """A partner's machine sends from the null address: that guess must not cost what is in the archive (R9, AMB-37)."""
+    path = tmp_path / "mail.eml"
+    path.write_bytes(b"Return-Path: <>\r\n" + mail(part(attached, "application/octet-stream")))
+    reading = read_to(Span(path, 0, path.stat().st_size), rules(Limits()), tmp_path / "out")
+    partner = routing.Partner("clinic-a", "x@clinic.example")
+    assert reading.kind == "report"
+    assert judge(reading, Decision("x@clinic.example", partner, book_routes())) == verdict
+
+
 def book_routes() -> tuple[receiving.routing.Route, ...]:
     return (receiving.routing.Route("r", "*", None, None, ("pacs",), False, timedelta(minutes=1)),)
 
