@@ -106,8 +106,11 @@ class Judged:
 
     @property
     def is_directory(self) -> bool:
-        """It is a DICOMDIR: an index of files, never an instance to store (AMB-12)."""
-        return MEDIA_STORAGE_DIRECTORY in (self.sop_class, self.meta.sop_class)
+        """It is a DICOMDIR: an index of files, never an instance to store (AMB-12).
+
+        The data set decides, which has no SOP Class UID in a DICOMDIR: an image behind the header of one is an image.
+        """
+        return self.sop_class == MEDIA_STORAGE_DIRECTORY
 
     @property
     def is_identified(self) -> bool:
@@ -218,7 +221,7 @@ def judge(meta: Meta, source: Source, size: int, unpacked: int) -> Judged:
         values = {tag: _text(value) for tag, value in raw.items()}
         codes += ["trailing-padding"] if walked.padded else []
         codes += _disagreements(meta, values)
-        if (size - meta.data_set) % 2 and meta.sop_class != MEDIA_STORAGE_DIRECTORY:
+        if (size - meta.data_set) % 2 and (values.get(_SOP_CLASS) or meta.sop_class) != MEDIA_STORAGE_DIRECTORY:
             # PS3.5 7.1.1 and A.5. An odd element alone goes through; DCMTK and Orthanc abort when the whole is odd.
             codes.append("odd-length")
     return Judged(
@@ -248,7 +251,7 @@ def _walk(meta: Meta, source: Source, unpacked: int) -> dataset.Walked:
 def _disagreements(meta: Meta, values: dict[int, str]) -> list[str]:
     """Apply P10-7 with the exceptions that real files need."""
     codes: list[str] = []
-    if MEDIA_STORAGE_DIRECTORY in (meta.sop_class, values.get(_SOP_CLASS)):
+    if (values.get(_SOP_CLASS) or meta.sop_class) == MEDIA_STORAGE_DIRECTORY:
         return codes
     for tag, code in (
         (_SOP_CLASS, "no-sop-class"),

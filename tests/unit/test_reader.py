@@ -18,6 +18,7 @@ from gateway.model import DirectoryCheck, Fragment, OtherPart, Severity, Span
 from tests.samples import (
     CT,
     DEFLATED,
+    DIRECTORY,
     EXPLICIT,
     IMPLICIT,
     codes,
@@ -313,6 +314,13 @@ class TestDirectory:
         result = reading(tmp_path, mail(part(FILE, "application/dicom; id=DICOMDIR")))
         assert content(result.instances[0].file) == FILE
         assert codes(result) == ["directory-id"]
+
+
+def test_an_image_behind_the_header_of_a_directory_is_held_as_the_image_it_is(tmp_path: Path) -> None:
+    """A program that writes one File Meta Information for all it exports must not cost images (P10-7, promise 3)."""
+    result = reading(tmp_path, mail(part(FILE), part(dicom_file(data_set(instance="1.2.9"), meta(DIRECTORY)))))
+    assert [(one.part, one.held) for one in result.instances] == [("1", None), ("2", "sop-class-mismatch")]
+    assert result.dicomdir is None
 
 
 class TestClassification:
