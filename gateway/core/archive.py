@@ -42,6 +42,12 @@ TNEF_SIGNATURE: Final = b"\x78\x9f\x3e\x22"
 _ISO_AT: Final = 0x8001
 _OTHERS: Final = (b"Rar!\x1a\x07", b"7z\xbc\xaf\x27\x1c", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"MSCF")
 _END: Final = b"PK\x05\x06"
+_DIRECTORY_SIZE: Final = 5
+"""Where zipfile puts the size of the central directory in what it makes of the end of a ZIP."""
+
+_IN_ZIP64: Final = 0xFFFFFFFF
+"""A size that only ZIP64 tells."""
+
 _DAMAGE: Final = (
     zipfile.BadZipFile,
     zlib.error,
@@ -110,7 +116,7 @@ def unzip(file: IO[bytes], budget: Budget, most: int) -> Iterator[Member]:
         Problem: ``damaged-archive``, ``too-many-members``, ``encrypted-archive``, ``unsafe-name``.
     """
     size = file.seek(0, 2)
-    _check_directory(file, size)
+    _check_directory(file)
     try:
         archive = zipfile.ZipFile(file)
     except _DAMAGE:
@@ -129,27 +135,19 @@ def unzip(file: IO[bytes], budget: Budget, most: int) -> Iterator[Member]:
         yield Member(name, _unpack(archive, info, budget, size))
 
 
-def _check_directory(file: IO[bytes], size: int) -> None:
-    """Refuse a central directory that would not fit into memory: zipfile reads it at once."""
-    file.seek(max(size - (65536 + 22), 0))
-    tail = file.read()
-    at = tail.rfind(_END)
-    if at < 0 or at + 22 > len(tail):
+def _check_directory(file: IO[bytes]) -> None:
+    """Refuse a central directory that would not fit into memory: zipfile reads it at once.
+
+    Its own eyes look for it, since it goes by what ZIP64 says whatever the short record says.
+    """
+    try:
+        record = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # noqa: SLF001
+    except (*_DAMAGE, OSError):
+        raise Problem("damaged-archive") from None
+    if record is None or record[_DIRECTORY_SIZE] == _IN_ZIP64:
         raise Problem("damaged-archive")
-    (length,) = struct.unpack_from("<L", tail, at + 12)
-    if length == 0xFFFFFFFF:
-        length = _long_directory(tail, at)
-    if length > DIRECTORY_LIMIT:
+    if record[_DIRECTORY_SIZE] > DIRECTORY_LIMIT:
         raise Problem("too-many-members")
-
-
-def _long_directory(tail: bytes, end: int) -> int:
-    """Return the size of the central directory of a ZIP64 archive."""
-    at = tail.rfind(b"PK\x06\x06", 0, end)
-    if at < 0 or at + 48 > len(tail):
-        raise Problem("damaged-archive")
-    (length,) = struct.unpack_from("<Q", tail, at + 40)
-    return int(length)
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, budget: Budget, size: int) -> Iterator[bytes]:

@@ -199,9 +199,19 @@ def test_a_directory_too_big_for_memory_is_refused() -> None:
     end = b"PK\5\6" + bytes(8) + struct.pack("<LLH", archive.DIRECTORY_LIMIT + 1, 0, 0)
     with pytest.raises(Problem, match="too-many-members"):
         list(unzip(io.BytesIO(end), Budget(1, 1), 9))
-    long_end = b"PK\6\6" + bytes(36) + struct.pack("<Q", 1 << 60) + b"PK\5\6" + bytes(8) + b"\xff" * 8 + bytes(2)
+
+
+@pytest.mark.parametrize("short", [b"\xff" * 4, bytes(4)], ids=["in-zip64", "small"])
+def test_a_long_directory_is_refused_whatever_the_short_record_says(
+    monkeypatch: pytest.MonkeyPatch, short: bytes
+) -> None:
+    """Zipfile goes by the ZIP64 record wherever there is one, so we do: it must not read that much."""
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    record = b"PK\6\6" + struct.pack("<QHHLLQQQQ", 44, 45, 45, 0, 0, 1, 1, archive.DIRECTORY_LIMIT + 1, 0)
+    locator = b"PK\6\7" + struct.pack("<LQL", 0, 0, 1)
+    end = b"PK\5\6" + bytes(8) + short + bytes(6)
     with pytest.raises(Problem, match="too-many-members"):
-        list(unzip(io.BytesIO(long_end), Budget(1, 1), 9))
+        list(unzip(io.BytesIO(record + locator + end), Budget(1, 1), 9))
 
 
 def test_a_gzipped_file_is_read(tmp_path: Path) -> None:
