@@ -24,6 +24,9 @@ UNAVAILABLE: Final = "context-unavailable"
 NOT_PROPOSED: Final = "context-not-proposed"
 """The association was not opened for this instance."""
 
+UNNAMED: Final = "invalid-uid"
+"""No request can name it: a UID of it is missing, too long or no ASCII. Where it is proposed, nothing is negotiated."""
+
 Pair = tuple[str, str]
 """SOP Class UID and Transfer Syntax UID: what a context stands for."""
 
@@ -98,6 +101,12 @@ class Plan:
 def pair(queued: model.Queued) -> Pair:
     """Name the context an instance needs."""
     return queued.sop_class, queued.transfer_syntax
+
+
+def can_be_named(queued: model.Queued) -> bool:
+    """Whether requests can name an instance. The reader holds one whose UIDs are none; a person may let it go on."""
+    uids = (queued.sop_class, queued.transfer_syntax, queued.sop_instance)
+    return all(uid.isascii() and 0 < len(uid) <= 64 for uid in uids)
 
 
 def number(pairs: Iterable[Pair]) -> tuple[Context, ...]:

@@ -76,8 +76,8 @@ class Query(NamedTuple):
 
 
 def queries(wanted: Sequence[Wanted], most: int = BATCH) -> Iterator[Query]:
-    """Put instances of one series together; those whose study or series is not known cannot be asked for."""
-    known = sorted({one for one in wanted if all(one)})
+    """Put instances of one series together; those whose study or series cannot be named are left out."""
+    known = sorted({one for one in wanted if all(uid and uid.isascii() for uid in one)})
     for (study, series), group in groupby(known, lambda one: (one.study, one.series)):
         instances = [one.sop_instance for one in group]
         for start in range(0, len(instances), most):

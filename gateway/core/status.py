@@ -163,6 +163,9 @@ REFUSALS: Final[Mapping[str, Verdict]] = MappingProxyType(
         "content-missing": Verdict(
             Action.INSTANCE, "content-missing", "its bytes cannot be read from the spool", "PS3.4 B.2.2"
         ),
+        "invalid-uid": Verdict(
+            Action.INSTANCE, "invalid-uid", "a UID of it, or its transfer syntax, cannot be named", "PS3.5 9.1"
+        ),
     }
 )
 """What follows when an instance was never put on the wire, by the code of :attr:`gateway.model.Sent.refused`."""

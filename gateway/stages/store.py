@@ -382,17 +382,32 @@ class Store:
         except Exception as error:  # noqa: BLE001  whatever it is, the lane tells a person
             return [], fault(error)
         found = [one for one in doubtful if one.sop_instance in present]
-        settled = [_found(one, entity) for one in found]
+        await self._settle_unsent(name, [_found(one, entity) for one in found])
+        there = {one.id for one in found}
+        return [one for one in work if one.id not in there], None
+
+    async def _settle_unsent(self, name: str, settled: Sequence[Settled]) -> None:
+        """Write down what is known of instances without a send; what a person stopped meanwhile stays as it is."""
+        if not settled:
+            return
         now = datetime.now(UTC)
 
         def change(connection: Connection) -> None:
-            marked = {one.id for one in deliveries.mark(connection, found)}
+            marked = {one.id for one in deliveries.mark(connection, [one.work for one in settled])}
             deliveries.settle(connection, name, [one for one in settled if one.work.id in marked], [], now, now)
 
-        if found:
-            await self.ledger.write(change)
-        there = {one.id for one in found}
-        return [one for one in work if one.id not in there], None
+        await self.ledger.write(change)
+
+    async def _refuse_unnamed(self, entity: ApplicationEntity, name: str, work: Sequence[Work]) -> list[Work]:
+        """End what no request can name, and return the rest: proposed with others it would keep them all from going."""
+        good = [one for one in work if contexts.can_be_named(self._queued(one))]
+        if len(good) < len(work):
+            sent = Sent(0, None, refused=contexts.UNNAMED)
+            verdict, bounds = status.judge(sent), self.bounds(entity)
+            bad = [one for one in work if not contexts.can_be_named(self._queued(one))]
+            settled = [judge(one, sent, verdict, bounds, timedelta(), self._dice()) for one in bad]
+            await self._settle_unsent(name, settled)
+        return good
 
     async def _trip(self, condition: Condition, trouble: Trouble) -> datetime:
         now = datetime.now(UTC)
@@ -409,6 +424,7 @@ class Store:
 
         What made the peer cut an association goes last and alone, so that it takes nothing along.
         """
+        work = await self._refuse_unnamed(entity, condition.name, work)
         suspects = [one for one in work if one.aborted_at is not None]
         clean = [one for one in work if one.aborted_at is None]
         fall_back = frozenset[str]()

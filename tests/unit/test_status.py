@@ -90,6 +90,7 @@ def test_a_status_is_judged_by_the_table() -> None:
         ("context-unavailable", Action.RETRY),
         ("context-not-proposed", Action.RETRY),
         ("content-missing", Action.INSTANCE),
+        ("invalid-uid", Action.INSTANCE),
     ],
 )
 def test_what_was_never_sent_is_never_in_doubt(code: str, action: Action) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
@@ -15,11 +16,13 @@ from rows import alarms, configuration, instance, outcome, parts, queue, stories
 from sqlalchemy import Connection, select, update
 
 from gateway.config import ApplicationEntity, Downtime
-from gateway.core import contexts
+from gateway.core import contexts, dimse
 from gateway.core.commitment import Answer as Commitment
 from gateway.core.commitment import Reference, Report
 from gateway.core.query import Presence, Wanted
 from gateway.core.transcode import Transcoded
+from gateway.edges.storescu import Peer
+from gateway.edges.storescu.association import _request
 from gateway.errors import AssociationRejectedError, GatewayError, LedgerError, PeerUnreachableError
 from gateway.ledger import deliveries, inventory, verbs
 from gateway.ledger.ledger import Ledger, connect
@@ -308,6 +311,35 @@ async def test_a_fault_of_ours_while_sending_is_a_doubt_and_ends_the_association
     await lane.store.look("pacs")
     assert lane.parts() == [("waiting", "in-doubt")] * 2
     assert lane.scu.lines[0].aborted
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"transfer_syntax": ""}, {"sop_class": "1.2.ü"}, {"sop_class": "1" * 65}, {"sop_instance": "1.2.ü"}],
+    ids=["no-syntax", "class", "long", "instance"],
+)
+async def test_an_instance_that_no_request_can_name_fails_alone(lane: Lane, wrong: dict[str, str]) -> None:
+    """The reader held it and a person released it: it must not keep all others of its destination back (R14)."""
+    open_ = lane.scu.open
+
+    def negotiate(entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> Line:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _request(Peer("PACS", "127.0.0.1", 11112, "GW", 5), proposed)
+        return open_(entity, proposed)
+
+    def encode(window: Sequence[Queued]) -> None:
+        for one in window:
+            dimse.store_request(1, one.sop_class, one.sop_instance)
+
+    lane.scu.open, lane.scu.meanwhile = negotiate, encode  # type: ignore[method-assign]
+    bad = replace(instance(2, uid="in-1.2", held="invalid-uid"), **wrong)
+    lane.sync(lambda c: queue(c, "in-1", instance(1, uid="in-1.1"), bad, instance(3, uid="in-1.3"), at=now()))
+    lane.sync(lambda c: verbs.release(c, "in-1", now(), "anna"))
+    assert await lane.store.look("pacs") is None
+    assert lane.parts() == [("delivered", None), ("failed", "invalid-uid"), ("delivered", None)]
+    assert lane.condition().trouble is None
+    assert lane.read(alarms) == {("failed", "in-1")}
 
 
 # Dropped associations, breaker, probe
