@@ -211,6 +211,27 @@ def _turns(connection: Connection, name: str, now: datetime, *, forced: bool) ->
     )
 
 
+def rivals(connection: Connection, name: str, work: Sequence[Work]) -> set[int]:
+    """Name those whose SOP Instance UID went to the destination with other content: what it shows may be the other."""
+    return {row.id for row in _namesakes(connection, name, work) if not row.alike and row.went}
+
+
+def _namesakes(connection: Connection, name: str, work: Sequence[Work]) -> Sequence[Row[Any]]:
+    """List what else a destination got, or is to get, under the SOP Instance UIDs of some deliveries."""
+    its, other = instance.alias("its"), delivery.alias("other")
+    alike = (its.c.transfer_syntax == instance.c.transfer_syntax) & (
+        its.c.data_set_sha256 == instance.c.data_set_sha256
+    )
+    went = or_(other.c.sends > 0, other.c.outcome == Outcome.DELIVERED)
+    return connection.execute(
+        select(delivery.c.id, alike.label("alike"), went.label("went"))
+        .join(instance, (instance.c.message == delivery.c.message) & (instance.c.number == delivery.c.number))
+        .join(its, its.c.sop_instance == instance.c.sop_instance)
+        .join(other, (other.c.message == its.c.message) & (other.c.number == its.c.number))
+        .where(delivery.c.id.in_([one.id for one in work]), other.c.id != delivery.c.id, other.c.destination == name)
+    ).all()
+
+
 def next_due(connection: Connection, name: str) -> datetime | None:
     """When the next delivery of a destination is due; None when nothing waits for it."""
     waiting = (delivery.c.destination == name) & (delivery.c.outcome == Outcome.WAITING)

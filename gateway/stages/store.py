@@ -368,8 +368,12 @@ class Store:
 
     async def _clear(self, entity: ApplicationEntity, name: str, work: list[Work]) -> tuple[list[Work], Trouble | None]:
         """Ask by C-FIND for what may be there already: sends in doubt, and what came before; the rest is to be sent."""
-        doubtful = [one for one in work if one.unknown or one.known]
-        if entity.confirm == "store" or not doubtful:
+        doubtful = [one for one in work if one.unknown or one.known] if entity.confirm != "store" else []
+        if doubtful:
+            # A UID says nothing of its content: where another went under it, being shown proves nothing (R11, R12).
+            rivals = await self.ledger.read(lambda c: deliveries.rivals(c, name, doubtful))
+            doubtful = [one for one in doubtful if one.id not in rivals]
+        if not doubtful:
             return work, None
         try:
             present = await self._prover.present(entity, name, doubtful)

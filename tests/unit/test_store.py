@@ -963,6 +963,24 @@ async def test_a_send_in_doubt_is_looked_for_before_it_is_repeated(lane: Lane) -
     assert lane.scu.wire == ["in-1.1", "in-1.2", "in-1.2"]
 
 
+async def test_what_bears_the_uid_of_another_content_is_not_taken_for_found(lane: Lane) -> None:
+    """C-FIND shows the one that was stored before: the one that a person let go instead is sent again (R11, R12)."""
+    lane.sync(lambda c: queue(c, "in-1", instance(1, uid="same", content="first"), at=now()))
+    await lane.store.look("pacs")
+    lane.sync(lambda c: queue(c, "in-2", instance(1, uid="same", content="second"), at=now()))
+    assert lane.parts("in-2") == [("held", "reused-uid")]
+    lane.sync(lambda c: verbs.retry(c, "in-2", now(), "anna", force=True))
+    change_entity(lane, confirm="find")
+    lane.scu.has = {"same": Presence.PRESENT}
+    lane.scu.answers = [None]
+    await lane.store.look("pacs")
+    assert lane.parts("in-2") == [("waiting", "in-doubt")]
+    lane.make_due()
+    await lane.store.look("pacs")
+    assert lane.scu.wire == ["same"] * 3
+    assert lane.parts("in-2") == [("waiting", "awaiting-confirmation")]
+
+
 async def test_a_known_instance_is_sent_again_or_skipped_where_it_is_shown_to_be(lane: Lane) -> None:
     """Somebody asked for it; the item says what was done (R11)."""
     same = instance(1, uid="same")
