@@ -20,7 +20,7 @@ class Action(StrEnum):
 
     Attributes:
         DELIVERED: It is in the PACS; a warning is on record where there was one.
-        DUPLICATE: The PACS says that it has it already: delivered, once our own ledger agrees.
+        DUPLICATE: The PACS says that it has it already: delivered where our own ledger agrees, else a person decides.
         RETRY: Send it again after the back-off.
         INSTANCE: This instance will never be taken: hold it, tell a person, go on with the others.
         CLASS: Nothing of its kind is taken by this destination as it is configured.
@@ -141,6 +141,11 @@ TABLE: Final = (
     Row(0x0212, 0x0212, Verdict(Action.STOP, "protocol-misuse", "mistyped argument", "PS3.7 Annex C")),
 )
 """Ranges do not overlap. Listed in the order of a conformance statement."""
+
+DUPLICATE_INSTANCE: Final = 0x0111
+
+STORED: Final = (0x0000, 0xB000, 0xB006, 0xB007)
+"""Statuses by which an instance is in the PACS."""
 
 UNLISTED: Final = Verdict(
     Action.RETRY, "status-unknown", "a status the standard does not list", "PS3.4 B.2.1", UNLISTED_TRIES

@@ -216,15 +216,33 @@ def rivals(connection: Connection, name: str, work: Sequence[Work]) -> set[int]:
     return {row.id for row in _namesakes(connection, name, work) if not row.alike and row.went}
 
 
+def stored_before(connection: Connection, name: str, work: Sequence[Work], good: Collection[int]) -> set[int]:
+    """Name those that the destination has by our own record: stored there before, or sent in doubt, and nothing else.
+
+    Args:
+        connection: Of one transaction.
+        name: The destination.
+        work: What it was asked to take.
+        good: Statuses by which something is stored.
+    """
+    others = _namesakes(connection, name, work)
+    last = (delivery.c.id.in_([one.id for one in work])) & delivery.c.status.in_(good)
+    there = {row.id for row in others if row.alike and row.there}
+    there.update(connection.scalars(select(delivery.c.id).where(last)))  # a person wanted it to be sent once more
+    there.update(one.id for one in work if one.unknown or one.absences)
+    return there - {row.id for row in others if not row.alike and row.went}
+
+
 def _namesakes(connection: Connection, name: str, work: Sequence[Work]) -> Sequence[Row[Any]]:
     """List what else a destination got, or is to get, under the SOP Instance UIDs of some deliveries."""
     its, other = instance.alias("its"), delivery.alias("other")
     alike = (its.c.transfer_syntax == instance.c.transfer_syntax) & (
         its.c.data_set_sha256 == instance.c.data_set_sha256
     )
-    went = or_(other.c.sends > 0, other.c.outcome == Outcome.DELIVERED)
+    there = or_(other.c.outcome == Outcome.DELIVERED, other.c.stored_at.is_not(None))
+    went = there | (other.c.sends > 0)
     return connection.execute(
-        select(delivery.c.id, alike.label("alike"), went.label("went"))
+        select(delivery.c.id, alike.label("alike"), went.label("went"), there.label("there"))
         .join(instance, (instance.c.message == delivery.c.message) & (instance.c.number == delivery.c.number))
         .join(its, its.c.sop_instance == instance.c.sop_instance)
         .join(other, (other.c.message == its.c.message) & (other.c.number == its.c.number))

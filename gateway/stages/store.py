@@ -606,6 +606,7 @@ class Store:
         answered = any(one.status is not None or one.code in _ANSWERS for one in settled) and run.trouble is None
 
         def change(connection: Connection) -> list[Work]:
+            settled[:] = _agreed(connection, run, settled)
             deliveries.settle(connection, run.name, settled, unsent, began, now)
             if answered and run.condition.breaker_until is not None:
                 deliveries.mend(connection, run.condition, now)
@@ -685,6 +686,18 @@ def _found(work: Work, entity: ApplicationEntity) -> Settled:
     return settled if entity.confirm == "find" else _unproved(settled, entity)
 
 
+def _agreed(connection: Connection, run: _Run, settled: Sequence[Settled]) -> list[Settled]:
+    """Let those count as stored which the destination says to have already, where it has them by our own record too."""
+    twice = [one.work for one in settled if one.outcome is Outcome.HELD and one.status == status.DUPLICATE_INSTANCE]
+    if not twice:
+        return list(settled)
+    there = deliveries.stored_before(connection, run.name, twice, status.STORED)
+    agreed = [replace(one, outcome=Outcome.DELIVERED) if one.work.id in there else one for one in settled]
+    if run.entity.confirm == "store":
+        return agreed
+    return [_unproved(one, run.entity) if one.work.id in there else one for one in agreed]
+
+
 def _unproved(settled: Settled, entity: ApplicationEntity) -> Settled:
     """Keep what a success status came for waiting for its proof."""
     return replace(
@@ -705,8 +718,11 @@ def judge(
     outcome, wait, code = Outcome.WAITING, None, verdict.code
     failed = False
     match verdict.action:
-        case Action.DELIVERED | Action.DUPLICATE:
+        case Action.DELIVERED:
             outcome = Outcome.DELIVERED
+        case Action.DUPLICATE:
+            # The UID is there; whether it is this instance is for the ledger to say, or for a person.
+            outcome = Outcome.HELD
         case Action.INSTANCE | Action.CLASS:
             outcome, failed = Outcome.FAILED, True
         case Action.UNKNOWN:
@@ -720,7 +736,7 @@ def judge(
     return Settled(
         work,
         outcome,
-        None if outcome is Outcome.DELIVERED and not verdict.warning and verdict.action is Action.DELIVERED else code,
+        None if outcome is Outcome.DELIVERED and not verdict.warning else code,
         sent.status,
         sent.comment,
         wait,

@@ -24,7 +24,7 @@ from gateway.stages import store
 PLACES = ["pacs", "other"]
 PLACE = st.sampled_from(PLACES)
 BOUNDS = Bounds(timedelta(days=5), 2)
-DELIVERED = {0x0000, 0xB000, 0xB006, 0xB007, 0x0111}
+DELIVERED = {0x0000, 0xB000, 0xB006, 0xB007}
 STATUSES = st.sampled_from([0, 0, 0, 0xB000, 0x0111, 0xA700, 0xA900, 0xC000, 0x0122, 0x0124, 0x1234])
 INSTANCES = st.builds(
     lambda number, content, held: instance(number, content=content, held=held),

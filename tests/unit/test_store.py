@@ -255,7 +255,7 @@ async def test_big_instances_close_a_window_early(lane: Lane, monkeypatch: pytes
 TABLE: list[tuple[Answer, tuple[str, str | None]]] = [
     (0x0000, ("delivered", None)),
     (0xB000, ("delivered", "coerced")),
-    (0x0111, ("delivered", "duplicate")),
+    (0x0111, ("held", "duplicate")),
     (0xA700, ("waiting", "out-of-resources")),
     (0xA900, ("failed", "class-mismatch")),
     (0xC001, ("waiting", "not-understood")),
@@ -281,6 +281,28 @@ async def test_each_answer_has_its_outcome_and_only_good_ones_deliver(
     assert (again is not None) == (expected[0] == "waiting")
     assert again is None or timedelta(seconds=15) < again - now() < timedelta(seconds=37)
     assert lane.read(inventory.tickets_missing) == []
+
+
+async def test_what_the_pacs_says_to_have_already_is_delivered_where_our_record_agrees(lane: Lane) -> None:
+    """The same content was stored there, or a send was in doubt; another content under its UID is a person's (R12)."""
+    lane.sync(lambda c: queue(c, "in-1", instance(1, uid="same", content="one"), at=now()))
+    await lane.store.look("pacs")
+    lane.scu.always = 0x0111
+    lane.sync(lambda c: queue(c, "in-2", instance(1, uid="same", content="one"), at=now()))
+    await lane.store.look("pacs")
+    lane.sync(lambda c: verbs.retry(c, "in-1", now(), "anna", force=True))
+    await lane.store.look("pacs")
+    assert lane.parts("in-1") == lane.parts("in-2") == [("delivered", "duplicate")]
+    lane.sync(lambda c: queue(c, "in-3", instance(1, uid="same", content="other"), at=now()))
+    lane.sync(lambda c: verbs.retry(c, "in-3", now(), "anna", force=True))
+    lane.fill(2, "in-4")
+    lane.scu.answers = [0x0111, 0x0111, None]
+    await lane.store.look("pacs")
+    lane.make_due()
+    await lane.store.look("pacs")
+    assert lane.parts("in-3") == [("held", "duplicate")]
+    assert lane.parts("in-4") == [("held", "duplicate"), ("delivered", "duplicate")]
+    assert lane.read(alarms) == {("held", "in-3"), ("held", "in-4")}
 
 
 async def test_a_refused_association_before_success_never_delivers(lane: Lane) -> None:
