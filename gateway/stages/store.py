@@ -219,7 +219,7 @@ class Store:
         self._looking: set[str] = set()
 
     def reload(self, configuration: Configuration) -> None:
-        """Use another configuration from the next look on."""
+        """Use another configuration from the next look on; what a lane is at ends with what is on the wire."""
         self.configuration = configuration
 
     def stop(self) -> None:
@@ -316,7 +316,7 @@ class Store:
         name, pulse = condition.name, _Pulse()
         away = downtime.until(entity.downtime, datetime.now(UTC))
         trouble: Trouble | None = None
-        while trouble is None and self._may_send(condition):
+        while trouble is None and self._may_send(condition) and self._stands(name, entity):
             away = downtime.until(entity.downtime, datetime.now(UTC))
             work = await self._due(name, forced=away is not None)
             if away is not None and not work:
@@ -342,6 +342,10 @@ class Store:
 
     def _may_send(self, condition: Condition) -> bool:
         return not (condition.paused or self._stopping)
+
+    def _stands(self, name: str, entity: ApplicationEntity) -> bool:
+        """Whether the configuration still says this of a destination: a busy lane ends its look only with its work."""
+        return self.configuration.ae.get(name) == entity
 
     async def _due(self, name: str, hand: Collection[int] = (), *, forced: bool = False) -> list[Work]:
         now = datetime.now(UTC)
@@ -439,14 +443,14 @@ class Store:
             part = [one for one in clean if one.id in keys]
             run = self._run(entity, condition, plan, part, pulse)
             await self._serve_all(run, plan.contexts)
-            if run.trouble is not None or self._stopping:
+            if run.trouble is not None or self._stopping or not self._stands(run.name, entity):
                 return run.trouble
             condition = run.condition
         for one in suspects:
             (plan,) = contexts.plan([self._queued(one)], fall_back)
             run = self._run(entity, condition, plan, [one], pulse, alone=True)
             await self._serve(run, plan.contexts)
-            if run.trouble is not None or self._stopping:
+            if run.trouble is not None or self._stopping or not self._stands(run.name, entity):
                 return run.trouble
             condition = run.condition
         return None
@@ -501,7 +505,7 @@ class Store:
             await self._mind_drops(run)
 
     def _ended(self, run: _Run) -> bool:
-        return run.trouble is not None or run.over or self._stopping
+        return run.trouble is not None or run.over or self._stopping or not self._stands(run.name, run.entity)
 
     async def _mind_drops(self, run: _Run) -> None:
         """Tell a peer that is in trouble from one that only does not like an instance: the latter answers an echo."""

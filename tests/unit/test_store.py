@@ -601,6 +601,31 @@ async def test_a_destination_that_was_removed_leaves_its_queue_to_a_person(lane:
     assert lane.scu.lines == []
 
 
+async def test_a_reload_reaches_a_lane_that_is_busy(lane: Lane) -> None:
+    """A wrong address gets no more than what is on the wire, however much waits for it (SIGHUP)."""
+    lane.fill(64)
+    hosts: list[str] = []
+    open_ = lane.scu.open
+
+    def note(entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> Line:
+        hosts.append(entity.host)
+        return open_(entity, proposed)
+
+    def correct(_: Sequence[Queued]) -> None:
+        lane.scu.meanwhile = lambda _: None
+        change_entity(lane, host="192.0.2.9")
+
+    lane.scu.open, lane.scu.meanwhile = note, correct  # type: ignore[method-assign]
+    again = await lane.store.look("pacs")
+    assert again is not None
+    assert again <= now()
+    assert hosts == ["127.0.0.1"]
+    assert len(lane.scu.wire) == storing.WINDOW
+    await lane.store.look("pacs")
+    assert hosts == ["127.0.0.1", "192.0.2.9"]
+    assert set(lane.parts()) == {("delivered", None)}
+
+
 async def test_a_stop_finishes_the_window_and_begins_no_other(lane: Lane) -> None:
     """What is on the wire gets its outcome; the rest waits for the next life (R31)."""
     lane.fill(40)
