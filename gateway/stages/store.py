@@ -443,17 +443,23 @@ class Store:
             part = [one for one in clean if one.id in keys]
             run = self._run(entity, condition, plan, part, pulse)
             await self._serve_all(run, plan.contexts)
-            if run.trouble is not None or self._stopping or not self._stands(run.name, entity):
+            if run.trouble is not None or not await self._goes_on(run):
                 return run.trouble
             condition = run.condition
         for one in suspects:
             (plan,) = contexts.plan([self._queued(one)], fall_back)
             run = self._run(entity, condition, plan, [one], pulse, alone=True)
             await self._serve(run, plan.contexts)
-            if run.trouble is not None or self._stopping or not self._stands(run.name, entity):
+            if run.trouble is not None or not await self._goes_on(run):
                 return run.trouble
             condition = run.condition
         return None
+
+    async def _goes_on(self, run: _Run) -> bool:
+        """Whether there may be another association: neither a person nor the clock has stopped it meanwhile."""
+        condition = await self.ledger.read(lambda c: deliveries.condition(c, run.name))
+        away = downtime.until(run.entity.downtime, datetime.now(UTC)) is not None
+        return self._may_send(condition) and not away and self._stands(run.name, run.entity)
 
     def _run(
         self,

@@ -570,6 +570,37 @@ async def test_a_paused_destination_gets_nothing_until_it_is_resumed(lane: Lane)
     assert lane.parts() == [("delivered", None)]
 
 
+@pytest.mark.parametrize("what", ["pause", "downtime"])
+async def test_a_word_to_stop_ends_a_run_before_its_next_association(
+    lane: Lane, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also between instances that go alone, and kinds that go over associations of their own."""
+    monkeypatch.setattr(storing, "MOST_DROPS", 100)
+    many = [replace(instance(n, uid=f"in-2.{n}"), sop_class=f"1.2.840.{n}") for n in range(130)]
+    lane.fill(6)
+    lane.sync(lambda c: c.execute(update(delivery).values(aborted_at=now())))
+    lane.sync(lambda c: queue(c, "in-2", *many, at=now() - timedelta(hours=1)))
+
+    def stop(_: Sequence[Queued]) -> None:
+        if len(lane.scu.lines) in {1, 3}:
+            if what == "pause":
+                lane.sync(lambda c: deliveries.pause(c, "pacs", True, now(), "anna"))
+            else:
+                away.append(now() + timedelta(hours=1))
+
+    away: list[datetime] = []
+    monkeypatch.setattr(storing.downtime, "until", lambda *_: away[-1] if away else None)
+    lane.scu.meanwhile = stop
+    for lines in (1, 3):
+        await lane.store.look("pacs")
+        assert len(lane.scu.lines) == lines
+        away.clear()
+        lane.sync(lambda c: deliveries.pause(c, "pacs", False, now(), "anna"))
+    await lane.store.look("pacs")
+    assert len(lane.scu.lines) == 2 + 6
+    assert set(lane.parts()) | set(lane.parts("in-2")) == {("delivered", None)}
+
+
 async def test_what_was_on_the_wire_in_a_former_life_is_in_doubt(lane: Lane) -> None:
     """One window, counted as unknown before anything else is done (R26)."""
     lane.fill(20)
