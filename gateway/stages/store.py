@@ -26,7 +26,7 @@ from gateway.config import ApplicationEntity, Configuration
 from gateway.core import confirmation, contexts, downtime, retry, status
 from gateway.core.fairness import Place, Turns
 from gateway.core.status import Action
-from gateway.errors import AssociationRejectedError, GatewayError, PeerUnreachableError
+from gateway.errors import AssociationRejectedError, GatewayError, LedgerError, PeerUnreachableError
 from gateway.ledger import confirmations, deliveries, tickets
 from gateway.ledger.deliveries import Condition, Settled, Work
 from gateway.ledger.ledger import Ledger
@@ -562,9 +562,15 @@ class Store:
         if clock > run.began + LONGEST_RUN:
             run.over = True
             return
-        run.condition = await self.ledger.read(lambda c: deliveries.condition(c, run.name))
         away = downtime.until(run.entity.downtime, datetime.now(UTC)) is not None
-        work = await self._due(run.name, run.hand, forced=away)
+        try:
+            condition = await self.ledger.read(lambda c: deliveries.condition(c, run.name))
+            work = await self._due(run.name, run.hand, forced=away)
+        except LedgerError as error:
+            # A window is marked already, others are on the wire: what became of them is worth more than what is new.
+            log.error("ledger_failed", exception=type(error).__name__)  # noqa: TRY400
+            return
+        run.condition = condition
         fit = [one for one in work if (one.sop_class, one.transfer_syntax) in run.pairs]
         # What must be asked for first waits for the next run, and that comes at once for what is urgent.
         fresh = [one for one in fit if not (one.unknown or one.aborted_at or one.known)]

@@ -743,6 +743,31 @@ async def test_an_outcome_the_ledger_does_not_take_is_offered_until_it_does(
     assert len(lane.scu.wire) == 2
 
 
+async def test_a_question_the_ledger_does_not_answer_makes_no_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came meanwhile is looked for later: each answer gets on record, and nothing unsent is marked (promise 2)."""
+    lane = Lane(tmp_path, associations=2)
+    monkeypatch.setattr(storing, "REFILL", 0)
+    for number in range(4):
+        many = [replace(instance(n, uid=f"{number}.{n}"), study=f"1.2.{number}") for n in range(16)]
+        lane.sync(lambda c, k=f"in-{number}", m=many: queue(c, k, *m, at=now()))  # type: ignore[misc]
+    read, windows = lane.ledger.read, iter(range(3))
+
+    async def fail(question: Callable[[Connection], object]) -> object:
+        if lane.scu.wire and next(windows, None) is not None:
+            raise LedgerError("it hangs")
+        return await read(question)
+
+    monkeypatch.setattr(lane.ledger, "read", fail)
+    await lane.store.look("pacs")
+    rows = lane.read(lambda c: [tuple(r) for r in c.execute(select(delivery.c.sends, delivery.c.sends_unknown))])
+    assert rows == [(1, 0)] * 64
+    assert {part for number in range(4) for part in lane.parts(f"in-{number}")} == {("delivered", None)}
+    lane.ledger.close()
+    lane.spool.close()
+
+
 async def test_a_ledger_that_stays_away_does_not_keep_the_gateway_from_stopping(
     lane: Lane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
