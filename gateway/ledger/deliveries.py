@@ -297,11 +297,14 @@ _REMARK = (
 def mark(connection: Connection, window: Sequence[Work]) -> list[Work]:
     """Say which instances are about to be on the wire, and return them: a person may have held some meanwhile.
 
+    What is on the wire already, or was stored and waits for its proof, goes no second time, however old the window is.
+
     Committed before the first byte of them leaves.
     """
     if not window:
         return []
     waiting = delivery.c.id.in_([one.id for one in window]) & (delivery.c.outcome == Outcome.WAITING)
+    waiting &= delivery.c.stored_at.is_(None) & ~delivery.c.sending
     values = {"sending": True, "sends": delivery.c.sends + 1}
     marked = set(connection.scalars(update(delivery).where(waiting).values(values).returning(delivery.c.id)))
     return [one for one in window if one.id in marked]

@@ -442,6 +442,8 @@ class Store:
             keys = {one.key for one in plan.queued}
             part = [one for one in clean if one.id in keys]
             run = self._run(entity, condition, plan, part, pulse)
+            # Fall-back contexts could carry what has its turn in another run.
+            run.hand.update(one.id for one in clean)
             await self._serve_all(run, plan.contexts)
             if run.trouble is not None or not await self._goes_on(run):
                 return run.trouble
@@ -565,7 +567,8 @@ class Store:
         away = downtime.until(run.entity.downtime, datetime.now(UTC)) is not None
         try:
             condition = await self.ledger.read(lambda c: deliveries.condition(c, run.name))
-            work = await self._due(run.name, run.hand, forced=away)
+            # As it is now: what is settled while the question is under way was read before, and is no news.
+            work = await self._due(run.name, frozenset(run.hand), forced=away)
         except LedgerError as error:
             # A window is marked already, others are on the wire: what became of them is worth more than what is new.
             log.error("ledger_failed", exception=type(error).__name__)  # noqa: TRY400

@@ -58,6 +58,17 @@ def test_a_mark_takes_only_what_still_waits(connection: Connection) -> None:
     assert deliveries.due(connection, "pacs", NOW, 9) == []  # on the wire already
 
 
+def test_a_mark_takes_nothing_that_is_on_the_wire_or_stored(connection: Connection) -> None:
+    """A window that was put together before is no reason to send it twice (promise 2)."""
+    queue(connection, "in-1", instance(1), instance(2))
+    window = deliveries.due(connection, "pacs", NOW, 10)
+    assert deliveries.mark(connection, window[:1]) == window[:1]
+    assert deliveries.mark(connection, window) == window[1:]
+    stored = [settled(one, Outcome.WAITING, stored=True, wait=timedelta()) for one in window]
+    deliveries.settle(connection, "pacs", stored, [], NOW, NOW)
+    assert deliveries.mark(connection, window) == []
+
+
 def test_each_instance_of_a_window_gets_its_own_outcome(connection: Connection) -> None:
     """One answer settles one instance; what never left is as before (R12, R14)."""
     queue(connection, "in-1", *(instance(number) for number in range(1, 6)))

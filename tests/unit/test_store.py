@@ -1084,6 +1084,29 @@ async def test_what_bears_the_uid_of_another_content_is_not_taken_for_found(lane
     assert lane.parts("in-2") == [("waiting", "awaiting-confirmation")]
 
 
+async def test_what_was_stored_by_one_association_is_not_sent_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run takes up what its fall-back contexts can carry; what waits for its proof since then goes no second time."""
+    lane = Lane(tmp_path)
+    monkeypatch.setattr(storing, "REFILL", 0)
+
+    async def transcode(*_: object) -> Transcoded:
+        raise AssertionError
+
+    lane.store = Store(lane.configuration, lane.ledger, lane.spool, lane.scu, lambda: 0.5, transcode)
+    change_entity(lane, confirm="find")
+    jpeg = "1.2.840.10008.1.2.4.70"
+    many = [replace(instance(n, uid=f"in-1.{n}"), sop_class=f"1.2.{n}", transfer_syntax=jpeg) for n in range(43)]
+    plain = replace(many[0], sop_instance="in-1.plain", transfer_syntax="1.2.840.10008.1.2.1", data_set_sha256="x")
+    lane.sync(lambda c: queue(c, "in-1", *many, plain, at=now()))
+    await lane.store.look("pacs")
+    assert lane.scu.wire.count("in-1.plain") == 1
+    assert len(lane.scu.wire) == 44
+    lane.ledger.close()
+    lane.spool.close()
+
+
 async def test_a_known_instance_is_sent_again_or_skipped_where_it_is_shown_to_be(lane: Lane) -> None:
     """Somebody asked for it; the item says what was done (R11)."""
     same = instance(1, uid="same")
