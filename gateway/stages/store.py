@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -160,6 +160,7 @@ class _Run:
     trouble: Trouble | None = None
     over: bool = False
     hand: set[int] = field(default_factory=set)
+    decoded: dict[int, _Fitted] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     filled: float = field(default_factory=time.monotonic)
 
@@ -444,14 +445,20 @@ class Store:
             run = self._run(entity, condition, plan, part, pulse)
             # Fall-back contexts could carry what has its turn in another run.
             run.hand.update(one.id for one in clean)
-            await self._serve_all(run, plan.contexts)
+            try:
+                await self._serve_all(run, plan.contexts)
+            finally:
+                await self._remove_decoded(run.decoded.values())
             if run.trouble is not None or not await self._goes_on(run):
                 return run.trouble
             condition = run.condition
         for one in suspects:
             (plan,) = contexts.plan([self._queued(one)], fall_back)
             run = self._run(entity, condition, plan, [one], pulse, alone=True)
-            await self._serve(run, plan.contexts)
+            try:
+                await self._serve(run, plan.contexts)
+            finally:
+                await self._remove_decoded(run.decoded.values())
             if run.trouble is not None or not await self._goes_on(run):
                 return run.trouble
             condition = run.condition
@@ -591,6 +598,9 @@ class Store:
         targets = [syntax for syntax in contexts.FALL_BACKS if syntax in taken]
         if not targets or run.entity.transcode == "never":
             return _Fitted(queued)
+        before = run.decoded.pop(work.id, None)
+        if before is not None and before.queued.transfer_syntax in targets:
+            return before
         path = self.configuration.gateway.data / "scratch" / "store" / f"{work.id}.dcm"
         try:
             await asyncio.to_thread(partial(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True))
@@ -605,16 +615,24 @@ class Store:
     async def _transfer(self, run: _Run, association: Association, fitted: Sequence[_Fitted]) -> list[Sent]:
         timeout = run.entity.timeout.total_seconds()
         queued = [one.queued for one in fitted]
+        sent: list[Sent] = []
         try:
-            return await asyncio.shield(start(run.name, association.send, queued, timeout))
+            sent = await asyncio.shield(start(run.name, association.send, queued, timeout))
         except Exception as error:  # noqa: BLE001  whatever it is, nobody knows what the peer has: an outcome too
             association.abort()
             log.error("send_failed", destination=run.name, exception=type(error).__name__)  # noqa: TRY400
-            return [Sent(one.key, None, comment=type(error).__name__) for one in queued]
+            sent = [Sent(one.key, None, comment=type(error).__name__) for one in queued]
         finally:
-            # What was decoded is made anew when it is needed once more: nothing in scratch has to last.
-            if scratch := [one.queued.data_set.path for one in fitted if one.change is not None]:
-                await asyncio.to_thread(_remove, scratch)
+            # A peer may have ended the association while we decoded: what was not sent is kept for the next one, or
+            # what takes longer than the peer waits would never go.
+            run.decoded.update({one.queued.key: one for one in fitted[len(sent) :] if one.change is not None})
+            await self._remove_decoded(fitted[: len(sent)])
+        return sent
+
+    async def _remove_decoded(self, fitted: Iterable[_Fitted]) -> None:
+        # What was decoded is made anew when it is needed in another run: nothing in scratch has to last.
+        if scratch := [one.queued.data_set.path for one in fitted if one.change is not None]:
+            await asyncio.to_thread(_remove, scratch)
 
     async def _settle(
         self, run: _Run, settled: list[Settled], unsent: list[Work], following: list[Work], began: datetime

@@ -1255,3 +1255,37 @@ async def test_what_a_peer_refuses_as_it_is_goes_transcoded_and_that_is_on_recor
     assert len(seen) == 3
     lane.ledger.close()
     lane.spool.close()
+
+
+async def test_what_takes_longer_to_decode_than_the_peer_waits_goes_over_the_next_association(tmp_path: Path) -> None:
+    """A peer ends an association that is idle: what was decoded meanwhile is kept for another, once (NET-12)."""
+    lane = Lane(tmp_path)
+    made: list[int] = []
+
+    async def transcode(source: Span, _: str, targets: Sequence[str], out: Path) -> Transcoded:
+        made.append(source.start)
+        lane.scu.lines[-1].alive = False
+        out.write_bytes(b"headerdecoded")
+        return Transcoded(targets[0], 6, 13, "pixel data decoded")
+
+    lane.store = Store(lane.configuration, lane.ledger, lane.spool, lane.scu, lambda: 0.5, transcode)
+    jpeg, send = "1.2.840.10008.1.2.4.70", Line.send
+
+    def idle(line: Line, window: Sequence[Queued], deadline: float) -> list[Sent]:
+        assert all(one.data_set.path.exists() for one in window)
+        return send(line, window, deadline) if line.alive else []
+
+    several = [replace(instance(n, uid=f"in-1.{n}"), transfer_syntax=jpeg) for n in range(3)]
+    lane.sync(lambda c: queue(c, "in-1", *several, at=now()))
+    lane.scu.refuses = {jpeg}
+    lane.scu.answer = lambda queued: 0 if queued.transfer_syntax != jpeg else "context-refused"  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Line, "send", idle)
+        patch.setattr(lane.spool, "path", lambda _: tmp_path)
+        await lane.store.look("pacs")
+    assert lane.parts() == [("delivered", None)] * 3
+    assert len(made) == 3
+    assert len(lane.scu.lines) == 2
+    assert list((tmp_path / "data" / "scratch" / "store").iterdir()) == []
+    lane.ledger.close()
+    lane.spool.close()
