@@ -24,6 +24,9 @@ UNAVAILABLE: Final = "context-unavailable"
 NOT_PROPOSED: Final = "context-not-proposed"
 """The association was not opened for this instance."""
 
+UNDECODED: Final = "not-decoded"
+"""The peer refuses it as it is, and we failed to decode it for a reason of ours: worth another try."""
+
 UNNAMED: Final = "invalid-uid"
 """No request can name it: a UID of it is missing, too long or no ASCII. Where it is proposed, nothing is negotiated."""
 

@@ -165,6 +165,13 @@ REFUSALS: Final[Mapping[str, Verdict]] = MappingProxyType(
         "context-not-proposed": Verdict(
             Action.RETRY, "context-not-proposed", "the association was opened for other instances", "PS3.8 9.3.2.2"
         ),
+        "not-decoded": Verdict(
+            Action.RETRY,
+            "not-decoded",
+            "the peer refuses its syntax and decoding it failed",
+            "PS3.5 10.1",
+            PROCESSING_TRIES,
+        ),
         "content-missing": Verdict(
             Action.INSTANCE, "content-missing", "its bytes cannot be read from the spool", "PS3.4 B.2.2"
         ),

@@ -26,7 +26,13 @@ from gateway.config import ApplicationEntity, Configuration
 from gateway.core import confirmation, contexts, downtime, retry, status
 from gateway.core.fairness import Place, Turns
 from gateway.core.status import Action
-from gateway.errors import AssociationRejectedError, GatewayError, LedgerError, PeerUnreachableError
+from gateway.errors import (
+    AssociationRejectedError,
+    GatewayError,
+    LedgerError,
+    PeerUnreachableError,
+    WorkerError,
+)
 from gateway.ledger import confirmations, deliveries, tickets
 from gateway.ledger.deliveries import Condition, Settled, Work
 from gateway.ledger.ledger import Ledger
@@ -177,11 +183,13 @@ class _Fitted:
         queued: What is sent.
         change: What transcoding changed; None when nothing was transcoded.
         refusal: Why it could not be transcoded; empty when it could, or need not.
+        passing: It was trouble of ours, as a full disk or a decoder that died: the next try may do.
     """
 
     queued: Queued
     change: str | None = None
     refusal: str = ""
+    passing: bool = False
 
 
 class Store:
@@ -605,10 +613,11 @@ class Store:
         try:
             await asyncio.to_thread(partial(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True))
             made = await self._transcode(queued.data_set, queued.transfer_syntax, targets, path)
-        except GatewayError as error:
-            return _Fitted(queued, refusal=error.text)
-        except OSError as error:
-            return _Fitted(queued, refusal=type(error).__name__)
+        except (GatewayError, OSError) as error:
+            await asyncio.to_thread(_remove, [path])  # a decoder that was killed leaves what it had
+            passing = isinstance(error, WorkerError | OSError)
+            text = error.text if isinstance(error, GatewayError) else type(error).__name__
+            return _Fitted(queued, refusal=text, passing=passing)
         span = Span(path, made.data_set, made.size)
         return _Fitted(Queued(work.id, work.sop_class, work.sop_instance, made.transfer_syntax, span), made.changed)
 
@@ -682,6 +691,8 @@ class Store:
     ) -> list[Settled]:
         settled = []
         for work, fit, one in zip(window, fitted, sent, strict=False):
+            if fit.passing and one.refused == contexts.REFUSED:
+                one = replace(one, refused=contexts.UNDECODED)  # noqa: PLW2901  what the peer said is not the whole reason
             verdict = status.judge(one)
             if verdict.action in {Action.DESTINATION, Action.STOP}:
                 run.trouble = Trouble(f"it answered {verdict.meaning}", lasting=True)

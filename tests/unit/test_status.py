@@ -89,6 +89,7 @@ def test_a_status_is_judged_by_the_table() -> None:
         ("context-refused", Action.CLASS),
         ("context-unavailable", Action.RETRY),
         ("context-not-proposed", Action.RETRY),
+        ("not-decoded", Action.RETRY),
         ("content-missing", Action.INSTANCE),
         ("invalid-uid", Action.INSTANCE),
     ],
