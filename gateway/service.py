@@ -457,7 +457,7 @@ class Service:
             log.warning("recovered", reason="unclean-stop")
         if kind := await self.ledger.write(lambda c: restoration.begin(c, control.lanes(self.configuration), now)):
             log.warning("lanes_paused", reason=kind)
-        await self.ledger.write(lambda c: deliveries.orphan(c, self.configuration.ae, now))
+        await self.ledger.write(lambda c: _part_with_removed(c, self.configuration, now))
         lanes = [submissions.LANE, *(f"store:{name}" for name in self.configuration.ae)]
         # Marks of a former life are doubts even where nothing waits any more: every lane looks once.
         await self.ledger.write(lambda c: tickets.put_all(c, lanes, now))
@@ -746,7 +746,7 @@ class Service:
         self.receive.reload(new)
         for stage in (self.store, self.compose, self.submit, self.report):
             stage.reload(new)
-        await self.ledger.write(lambda c: deliveries.orphan(c, new.ae, now))
+        await self.ledger.write(lambda c: _part_with_removed(c, new, now))
         await self.janitor.reissue(now)
         log.info("reloaded")
 
@@ -761,6 +761,12 @@ def _begin(connection: Connection, now: datetime) -> bool:
         connection.execute(delete(fact).where(fact.c.name == _RUNNING))
     connection.execute(insert(fact).values(name=_RUNNING, value=now.isoformat()))
     return crashed
+
+
+def _part_with_removed(connection: Connection, configuration: Configuration, now: datetime) -> None:
+    """Hold what waits for destinations that are no longer configured, and end what was the matter with them."""
+    deliveries.orphan(connection, configuration.ae, now)
+    deliveries.retire(connection, {name: entity.confirm for name, entity in configuration.ae.items()}, now)
 
 
 def _size_of(files: Sequence[Path]) -> int:

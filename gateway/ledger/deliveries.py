@@ -17,7 +17,7 @@ from gateway.core.retry import Facts, Next
 from gateway.ledger import tickets
 from gateway.ledger.events import tell
 from gateway.ledger.messages import fold
-from gateway.ledger.notices import close_notice, open_notice
+from gateway.ledger.notices import close_notice, open_notice, standing
 from gateway.ledger.tables import delivery, destination, instance, is_mail, message
 from gateway.model import Outcome, Stage
 
@@ -439,6 +439,23 @@ def orphan(connection: Connection, configured: Collection[str], now: datetime) -
         tell(connection, now, "held", "its destination is no longer configured", message=key)
     fold(connection, keys, now)
     return count
+
+
+def retire(connection: Connection, configured: Mapping[str, str], now: datetime) -> None:
+    """End the notices about destinations that nobody can mend any more: the configuration no longer means them.
+
+    Args:
+        connection: The transaction.
+        configured: What each destination that there is must ``confirm``.
+        now: When.
+    """
+    for name in standing(connection, "destination-down").keys() - configured.keys():
+        well = {"failures": 0, "breaker_until": None, "down_since": None, "trouble": None}
+        _change(connection, name, well)
+        close_notice(connection, now, "destination-down", name)
+    for name in standing(connection, "commitment-refused"):
+        if configured.get(name) != "commitment":
+            close_notice(connection, now, "commitment-refused", name)
 
 
 @dataclass(frozen=True, slots=True)

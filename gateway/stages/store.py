@@ -295,6 +295,7 @@ class Store:
         # Nobody may ask the destination any more, so what is in doubt there is a person's to decide, like the rest.
         deliveries.recover(connection, name, now, lambda _: retry.Next(Outcome.HELD, None))
         deliveries.orphan(connection, self.configuration.ae, now)
+        deliveries.retire(connection, {key: each.confirm for key, each in self.configuration.ae.items()}, now)
 
     async def ask_idle(self) -> None:
         """Ask every destination that has been idle for a while whether it is there (NET-20)."""

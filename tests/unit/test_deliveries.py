@@ -12,6 +12,7 @@ from sqlalchemy import Connection, select
 from gateway.core.retry import Facts, Next
 from gateway.ledger import deliveries, inventory, verbs
 from gateway.ledger.deliveries import Condition
+from gateway.ledger.notices import open_notice
 from gateway.ledger.tables import delivery, destination, event, message
 from gateway.model import Outcome
 
@@ -166,6 +167,19 @@ def test_what_waits_for_a_destination_that_was_removed_is_held(connection: Conne
     assert parts(connection, "in-1") == [(1, "pacs", "waiting", None), (1, "gone", "held", "destination-removed")]
     assert deliveries.orphan(connection, [], NOW) == 1
     assert outcome(connection, "in-1") == ("held", "destination-removed")
+
+
+def test_what_was_the_matter_with_a_destination_ends_with_it(connection: Connection) -> None:
+    """Nobody can mend what is configured no more: its notices close, and should it come back it begins anew (R33)."""
+    for name in ("pacs", "gone"):
+        deliveries.trip(connection, Condition(name), "silent", NOW, NOW, urgent=True)
+        open_notice(connection, NOW, "commitment-refused", name, "no", "")
+    deliveries.retire(connection, {"pacs": "commitment"}, NOW)
+    assert alarms(connection) == {("destination-down", "pacs"), ("commitment-refused", "pacs")}
+    assert deliveries.condition(connection, "gone") == Condition("gone")
+    deliveries.retire(connection, {"pacs": "find"}, NOW)
+    assert alarms(connection) == {("destination-down", "pacs")}
+    assert deliveries.condition(connection, "pacs").trouble == "silent"
 
 
 def test_what_is_on_the_wire_to_a_removed_destination_is_settled_by_its_lane(connection: Connection) -> None:
