@@ -62,7 +62,7 @@ LONGEST_RUN: Final = 60.0
 """Seconds until what a run leaves aside has its turn: doubts, proofs, and contexts that were not proposed."""
 
 ALL_REFUSED: Final = 4
-"""Instances in a window that all met the same temporary refusal: then it is the destination's trouble, not theirs."""
+"""Instances in a row, by whole windows, that all met a temporary refusal: then it is the destination's trouble."""
 
 MOST_DROPS: Final = 5
 """Associations cut in a row without an answer to any instance, although the peer answers an echo in between."""
@@ -147,9 +147,15 @@ Raises GatewayError when that cannot be done, OSError when a file cannot be read
 
 @dataclass(slots=True)
 class _Pulse:
-    """Associations cut in a row without an answer, over the runs of one look."""
+    """What a destination does again and again, over the runs of one look.
+
+    Attributes:
+        drops: Associations cut in a row without an answer.
+        refused: Instances in a row that all met a temporary refusal.
+    """
 
     drops: int = 0
+    refused: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -678,7 +684,12 @@ class Store:
             run.pulse.drops = 0
         if not association.alive:
             run.pulse.drops += 1
-        if len(settled) >= ALL_REFUSED and all(one.failed and one.outcome is Outcome.WAITING for one in settled):
+        # What we failed to decode says nothing of the destination.
+        refused = all(
+            one.failed and one.outcome is Outcome.WAITING and one.code != contexts.UNDECODED for one in settled
+        )
+        run.pulse.refused = run.pulse.refused + len(settled) if refused else 0
+        if settled and run.pulse.refused >= ALL_REFUSED:
             run.trouble = run.trouble or Trouble(f"it refuses everything for now: {settled[-1].code}")
 
     def _take(self, run: _Run, association: Association) -> list[Work]:

@@ -482,6 +482,18 @@ async def test_a_destination_that_refuses_everything_is_left_alone(lane: Lane) -
     assert lane.parts()[16:] == [("waiting", None)] * 4
 
 
+async def test_small_windows_do_not_hide_that_a_destination_refuses_everything(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Big instances, or many associations, make windows of fewer than four: they count together (R16)."""
+    monkeypatch.setattr(storing, "WINDOW_BYTES", 1)
+    lane.fill(20)
+    lane.scu.answers = [0xA700] * 3 + [0] + [0xA700] * 16
+    await lane.store.look("pacs")
+    assert lane.condition().trouble == "it refuses everything for now: out-of-resources"
+    assert len(lane.scu.wire) == 8
+
+
 async def test_a_destination_that_does_not_know_us_keeps_the_queue_and_a_person_is_told(lane: Lane) -> None:
     """Not authorised: the destination refuses us, not the instance (PS3.7 Annex C)."""
     lane.fill(2)
