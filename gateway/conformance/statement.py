@@ -106,8 +106,8 @@ BEHAVIOUR: Final = {
     status.Action.DELIVERED: "Counts as delivered; a warning is recorded with the instance.",
     status.Action.DUPLICATE: "Counts as delivered where the gateway's own record agrees; else as held.",
     status.Action.RETRY: "Sent again after a growing pause",
-    status.Action.INSTANCE: "The instance is held and a person is told; the others go on.",
-    status.Action.CLASS: "Instances of this class and syntax are held for this peer and a person is told.",
+    status.Action.INSTANCE: "The instance fails and a person is told; the others go on.",
+    status.Action.CLASS: "Instances of this class and syntax fail for this peer and a person is told.",
     status.Action.DESTINATION: "Nothing is sent to the peer until a C-ECHO succeeds; a person is told.",
     status.Action.STOP: "Sending to the peer stops and a person is told.",
     status.Action.UNKNOWN: "In doubt: counted, spaced, repeated after a C-ECHO; held after `unknown_sends` of them.",
@@ -195,7 +195,7 @@ def _behaviour(verdict: status.Verdict) -> str:
     words = BEHAVIOUR[verdict.action]
     if verdict.action is not status.Action.RETRY:
         return words
-    return f"{words}, {verdict.tries} times, then held." if verdict.bounded else f"{words}, until `give_up`."
+    return f"{words}, {verdict.tries} times, then failed." if verdict.bounded else f"{words}, until `give_up`."
 
 
 def _settings(section: type[BaseModel]) -> Iterator[Setting]:

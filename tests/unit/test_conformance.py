@@ -55,7 +55,7 @@ def test_every_row_of_the_status_table_is_stated() -> None:
     assert [
         "0xA700 to 0xA7FF",
         "refused: out of resources",
-        "Sent again after a growing pause, 40 times, then held.",
+        "Sent again after a growing pause, 40 times, then failed.",
     ] in said
 
 

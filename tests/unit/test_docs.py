@@ -101,6 +101,14 @@ def test_every_answer_of_a_pacs_is_described() -> None:
     assert status.NO_ANSWER.code in described(ERRORS, "Items")
 
 
+def test_what_failed_at_a_pacs_is_told_the_verb_that_takes_it() -> None:
+    """`queue release` lets go on what is held, and refuses what failed."""
+    said = described(ERRORS, "Answers of a PACS")
+    verdicts = [*(row.verdict for row in status.TABLE), *status.REFUSALS.values()]
+    final = {verdict.code for verdict in verdicts if verdict.action in {status.Action.INSTANCE, status.Action.CLASS}}
+    assert [code for code in final if "queue release" in said[code] or "Held" in said[code]] == []
+
+
 def test_every_answer_to_a_sender_is_described() -> None:
     """Statuses and rejections of the DICOM door, in the words of its tables."""
     statuses = {f"0x{status:04X}": f"{one.meaning} {one.action}" for status, one in answers.STATUSES.items()}
