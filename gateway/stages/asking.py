@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -61,6 +61,27 @@ class Asking:
             return await asked
         finally:
             self._asked.discard(asked)
+
+    async def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for work of our own whose end nobody needs who stops; then it is given up.
+
+        Raises:
+            StoppingError: The gateway stops.
+            Exception: Whatever it raised.
+        """
+        stopped: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.add(stopped)
+        task = asyncio.create_task(work)
+        try:
+            either: set[asyncio.Future[Any]] = {task, stopped}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done():
+                stopped.result()
+            return await task
+        finally:
+            self._asked.discard(stopped)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def start(name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -138,7 +138,7 @@ class Transcoded(Protocol):
         """What was changed, for the record."""
 
 
-Transcode = Callable[[Span, str, Sequence[str], Path], Awaitable[Transcoded]]
+Transcode = Callable[[Span, str, Sequence[str], Path], Coroutine[Any, Any, Transcoded]]
 """Writes a data set, which is in a transfer syntax, to a file in the first of some others, without loss.
 
 Raises GatewayError when that cannot be done, OSError when a file cannot be read or written.
@@ -554,8 +554,8 @@ class Store:
         window = await self._record(lambda c: deliveries.mark(c, first))
         self._let_go(run, first, window)
         while window:
-            fitted = [await self._fit(run, association, one) for one in window]
-            sent = await self._transfer(run, association, fitted)
+            fitted = await self._fit_all(run, association, window)
+            sent = await self._transfer(run, association, fitted) if fitted else []
             settled = self._judge(run, window, fitted, sent)
             unsent = window[len(sent) :]
             run.turns.add(unsent)
@@ -604,6 +604,17 @@ class Store:
         run.turns.add(new)
         run.hand.update(one.id for one in new)
 
+    async def _fit_all(self, run: _Run, association: Association, window: Sequence[Work]) -> list[_Fitted]:
+        """Make a window fit to be sent; none of it when the gateway stops meanwhile, for decoding may take minutes."""
+        fitted: list[_Fitted] = []
+        try:
+            for one in window:
+                fitted.append(await self._fit(run, association, one))  # noqa: PERF401  what is there at a stop goes
+        except StoppingError:
+            await self._remove_decoded(fitted)
+            return []
+        return fitted
+
     async def _fit(self, run: _Run, association: Association, work: Work) -> _Fitted:
         """Transcode an instance that the peer does not take as it is, when it takes it in a plain syntax (NET-12)."""
         queued = self._queued(work)
@@ -619,7 +630,9 @@ class Store:
         path = self.configuration.gateway.data / "scratch" / "store" / f"{work.id}.dcm"
         try:
             await asyncio.to_thread(partial(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True))
-            made = await self._transcode(queued.data_set, queued.transfer_syntax, targets, path)
+            if self._stopping:
+                raise StoppingError
+            made = await self._asking.wait(self._transcode(queued.data_set, queued.transfer_syntax, targets, path))
         except (GatewayError, OSError) as error:
             await asyncio.to_thread(_remove, [path])  # a decoder that was killed leaves what it had
             passing = isinstance(error, WorkerError | OSError)

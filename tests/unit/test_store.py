@@ -1308,3 +1308,35 @@ async def test_what_takes_longer_to_decode_than_the_peer_waits_goes_over_the_nex
     assert list((tmp_path / "data" / "scratch" / "store").iterdir()) == []
     lane.ledger.close()
     lane.spool.close()
+
+
+async def test_a_stop_waits_for_no_decoder_and_doubts_nothing_that_was_not_sent(tmp_path: Path) -> None:
+    """The window is as it was before its mark: nothing of it was on the wire (promise 2, R31)."""
+    lane = Lane(tmp_path)
+    begun, given_up = asyncio.Event(), asyncio.Event()
+
+    async def transcode(*_: object) -> Transcoded:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+        raise AssertionError
+
+    lane.store = Store(lane.configuration, lane.ledger, lane.spool, lane.scu, lambda: 0.5, transcode)
+    jpeg = "1.2.840.10008.1.2.4.70"
+    several = [replace(instance(n, uid=f"in-1.{n}"), transfer_syntax=jpeg) for n in range(3)]
+    lane.sync(lambda c: queue(c, "in-1", *several, at=now()))
+    lane.scu.refuses = {jpeg}
+    looking = asyncio.create_task(lane.store.look("pacs"))
+    await begun.wait()
+    lane.store.stop()
+    async with asyncio.timeout(20):
+        await looking
+    assert given_up.is_set()
+    rows = lane.read(lambda c: [tuple(r) for r in c.execute(select(delivery.c.sending, delivery.c.sends))])
+    assert rows == [(False, 0)] * 3
+    assert lane.scu.wire == []
+    assert lane.scu.lines[0].released
+    lane.ledger.close()
+    lane.spool.close()
