@@ -131,8 +131,8 @@ class Relay:
         self, settings: Settings, hostname: str, deadlines: Deadlines | None = None, tokens: Tokens | None = None
     ) -> None:
         self.announced: int | None = None
-        self._begun: set[Mail] = set()
         """Bytes of the longest mail it takes, as it last said; None while it did not say (RFC 1870, SMTP-14)."""
+        self._begun: set[Mail] = set()
         self._settings = settings
         self._hostname = hostname
         self._deadlines = deadlines or Deadlines()
@@ -154,24 +154,28 @@ class Relay:
             RelayError: The relay cannot be used now; it was given nothing.
             OSError: The mail's file cannot be read; the relay was given nothing whole.
         """
-        async with self._session() as (client, writer):
-            size = mail.content.size
-            if self.announced is not None and size > self.announced:
-                text = f"{size} bytes are more than the {self.announced} that the relay takes"
-                return _all(mail, Reply(552, "5.3.4", text))
-            if (refused := await self._begin(client, mail)) is not None:
-                return _all(mail, refused)
-            replies = {one: await self._recipient(client, one, mail) for one in mail.recipients}
-            if not any(reply.good for reply in replies.values()):
-                return Submission(tuple(replies.items()))
-            self._begun.add(mail)
-            try:
-                final = await self._content(client, writer, mail.content)
-            finally:
-                self._begun.discard(mail)
-            if final is None:
-                return Submission((), doubtful=True)
-            return Submission(tuple((one, final if reply.good else reply) for one, reply in replies.items()))
+        try:
+            async with self._session() as (client, writer):
+                return await self._submit(client, writer, mail)
+        finally:
+            # Behind the farewell: who is cut off there would otherwise take back what the relay has answered.
+            self._begun.discard(mail)
+
+    async def _submit(self, client: SMTP, writer: asyncio.StreamWriter, mail: Mail) -> Submission:
+        size = mail.content.size
+        if self.announced is not None and size > self.announced:
+            text = f"{size} bytes are more than the {self.announced} that the relay takes"
+            return _all(mail, Reply(552, "5.3.4", text))
+        if (refused := await self._begin(client, mail)) is not None:
+            return _all(mail, refused)
+        replies = {one: await self._recipient(client, one, mail) for one in mail.recipients}
+        if not any(reply.good for reply in replies.values()):
+            return Submission(tuple(replies.items()))
+        self._begun.add(mail)
+        final = await self._content(client, writer, mail.content)
+        if final is None:
+            return Submission((), doubtful=True)
+        return Submission(tuple((one, final if reply.good else reply) for one, reply in replies.items()))
 
     def has_begun(self, mail: Mail) -> bool:
         """Whether the relay may have something of a mail that is being submitted."""

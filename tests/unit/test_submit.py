@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiosmtplib import SMTP
 from outbound import Outbound, Postman
+from scripted_relay import ScriptedRelay
 from sqlalchemy import Connection, update
 
+from gateway.edges.submission import Deadlines, Relay
 from gateway.errors import RelayError
 from gateway.ledger import verbs
 from gateway.ledger.notices import open_notices
 from gateway.ledger.tables import destination, submission
 from gateway.model import Mail, Submission
+from gateway.stages import submit
 from gateway.stages.submit import NO_RELAY, Submit
 
 
@@ -69,7 +73,19 @@ class Slow(Postman):
         raise AssertionError
 
 
-def served_by(out: Outbound, relay: Postman | None) -> Submit:
+class Parting(Relay):
+    """Our side of a real session, which tells when it says goodbye."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.parting = asyncio.Event()
+
+    async def _leave(self, client: SMTP) -> None:
+        self.parting.set()
+        await super()._leave(client)
+
+
+def served_by(out: Outbound, relay: submit.Relay | None) -> Submit:
     """The stage with another relay."""
     out.submit = Submit(out.configuration, out.ledger, out.spool, relay, dice=lambda: 0.5)
     return out.submit
@@ -195,6 +211,21 @@ async def test_what_is_cut_on_the_wire_is_in_doubt(out: Outbound) -> None:
     assert relay.greetings == 1  # the probe before a mail in doubt
     item = await mailed(out)
     assert (item["outcome"], item["mails"][0]["message_id"]) == ("delivered", first)
+
+
+async def test_a_stop_during_the_farewell_takes_nothing_back(out: Outbound) -> None:
+    """What the relay has taken is delivered, however long it takes to say goodbye: else it came twice (R12, R26)."""
+    async with ScriptedRelay({"QUIT": "MUTE"}).serving() as peer:
+        assert out.configuration.relay is not None
+        section = out.configuration.relay.model_copy(update={"port": peer.port})
+        relay = Parting(section, "gw.example", Deadlines(leave=0.5))
+        stage = served_by(out, relay)
+        looking = asyncio.create_task(stage.look("relay"))
+        await relay.parting.wait()
+        stage.stop()
+        await looking
+        assert len(peer.mails) == 1
+    assert (await mailed(out))["outcome"] == "delivered"
 
 
 async def test_a_stop_waits_for_no_greeting(out: Outbound) -> None:
