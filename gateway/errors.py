@@ -48,15 +48,17 @@ class PeerUnreachableError(GatewayError):
 
 
 class RelayError(PeerUnreachableError):
-    """The mail relay cannot be used now; nothing of a mail was given to it.
+    """The mail relay cannot be used now; no mail was given to it whole.
 
     Attributes:
         lasting: It will not pass by itself: a name, a certificate or a password is wrong. A person is told at once.
+        within: It came in the middle of a mail, which may have brought it about.
     """
 
-    def __init__(self, text: str, *, lasting: bool = False, hint: str = "") -> None:
+    def __init__(self, text: str, *, lasting: bool = False, hint: str = "", within: bool = False) -> None:
         super().__init__(text, hint=hint)
         self.lasting = lasting
+        self.within = within
 
 
 class MailboxError(PeerUnreachableError):

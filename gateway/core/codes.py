@@ -110,8 +110,8 @@ ITEMS: Final[Mapping[str, str]] = MappingProxyType(
             "partner and at the relay's log, then `queue retry`."
         ),
         "relay-deferred": (
-            "The relay answered that it cannot take the mail now. It is tried again with the same Message-ID; failed "
-            "after `give_up`. Look at the relay's log, then `queue retry`."
+            "The relay answered that it cannot take the mail now, or the connection broke off before its end. It is "
+            "tried again with the same Message-ID; failed after `give_up`. Look at the relay's log, then `queue retry`."
         ),
         "mail-too-big": (
             "The relay does not take a mail of this size, although its limit was not known before. Lower "

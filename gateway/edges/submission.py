@@ -157,6 +157,9 @@ class Relay:
         try:
             async with self._session() as (client, writer):
                 return await self._submit(client, writer, mail)
+        except RelayError as error:
+            error.within = mail in self._begun
+            raise
         finally:
             # Behind the farewell: who is cut off there would otherwise take back what the relay has answered.
             self._begun.discard(mail)

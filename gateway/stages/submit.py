@@ -215,10 +215,13 @@ class Submit:
                 one = Settled(work, Outcome.HELD, "bytes-missing", None, text, None, False, False, False)
                 await self._settle(one, None)
                 return None
-            trouble = _fault(error)
+            trouble = _fault(error, within=True)
         if answer is None:
-            wait, code = timedelta(), "in-doubt" if work.unknown else None
-            one = Settled(work, Outcome.WAITING, code, None, "", wait, sent=False, unknown=False, failed=False)
+            if trouble is not None and trouble.within:
+                one = cut_short(work, self.bounds, datetime.now(UTC) - work.received_at, self._dice())
+            else:
+                wait, code = timedelta(), "in-doubt" if work.unknown else None
+                one = Settled(work, Outcome.WAITING, code, None, "", wait, sent=False, unknown=False, failed=False)
             await self._settle(one, None)
             return trouble
         one = judge(work, answer, self.bounds, datetime.now(UTC) - work.received_at, self._dice())
@@ -272,9 +275,20 @@ class Submit:
         return await self.ledger.insist(change, lambda: self._stopping)
 
 
-def _fault(error: Exception) -> RelayError:
+def _fault(error: Exception, *, within: bool = False) -> RelayError:
     log.error("submission_failed", exception=type(error).__name__)
-    return RelayError(f"the gateway failed to reach it: {type(error).__name__}", lasting=True)
+    return RelayError(f"the gateway failed to reach it: {type(error).__name__}", lasting=True, within=within)
+
+
+def cut_short(work: Work, bounds: retry.Bounds, age: timedelta, dice: float) -> Settled:
+    """Space a mail whose submission broke off before its end: the relay has nothing of it, and the others go first.
+
+    It may be the mail that the relay, something before it, or our disk cannot bear: tried first each time, it would
+    keep all others for ever behind the breaker.
+    """
+    follows = retry.after_failure(retry.Facts(work.failures + 1, work.unknown, age), bounds, dice)
+    flags = {"sent": True, "unknown": False, "failed": True}
+    return Settled(work, follows.outcome, "relay-deferred", None, "cut off before its end", follows.wait, **flags)
 
 
 def judge(work: Work, answer: Submission, bounds: retry.Bounds, age: timedelta, dice: float) -> Settled:

@@ -143,6 +143,7 @@ async def test_a_relay_that_fails_before_the_end_was_given_nothing(mail: Mail, s
         with pytest.raises(RelayError) as caught:
             await relay(peer).submit(mail)
     assert not caught.value.lasting
+    assert caught.value.within == (step == "DATA")
     assert not peer.mails
 
 
@@ -152,8 +153,9 @@ async def test_a_cut_in_the_middle_of_the_content_is_no_doubt(tmp_path: Path, ma
     path.write_bytes(b"x" * 20_000_000)
     big = replace(mail, content=Span(path, 0, 20_000_000))
     async with ScriptedRelay({"EHLO": "250 relay.test"}, early=(100_000, "")).serving() as peer:
-        with pytest.raises(RelayError):
+        with pytest.raises(RelayError) as caught:
             await relay(peer).submit(big)
+    assert caught.value.within
 
 
 async def test_a_refusal_in_the_middle_of_the_content_is_heard(tmp_path: Path, mail: Mail) -> None:

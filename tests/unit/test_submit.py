@@ -103,6 +103,12 @@ def later(out: Outbound) -> None:
         connection.execute(update(destination).values(breaker_until=datetime.now(UTC)))
 
 
+def rest(out: Outbound) -> None:
+    """Let the breaker have been open long enough, and no more."""
+    with out.ledger.engine.begin() as connection:
+        connection.execute(update(destination).values(breaker_until=datetime.now(UTC)))
+
+
 async def mailed(out: Outbound) -> dict[str, Any]:
     """The only item."""
     [item] = await out.items()
@@ -259,3 +265,37 @@ async def test_what_a_person_has_held_meanwhile_is_not_submitted(
     await out.submit.look("relay")
     assert out.postman.mails == []
     assert (await mailed(out))["outcome"] == "held"
+
+
+class Picky(Postman):
+    """A relay that cuts the connection in the middle of some mails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cuts: set[str] = set()
+
+    async def submit(self, mail: Mail) -> Submission:
+        """Take it, unless it is one of those."""
+        if mail.envelope_id in self.cuts:
+            raise RelayError("the relay cannot be reached: ConnectionResetError", within=True)
+        return await super().submit(mail)
+
+
+async def test_mails_that_the_relay_cuts_short_hold_up_no_others(tmp_path: Path) -> None:
+    """It takes the others, and those that it never takes have an end (R15, R17)."""
+    made = Outbound(tmp_path)
+    for number in (1, 2, 3):
+        await made.send(number, study=f"1.2.9.{number}")
+    relay = Picky()
+    stage = served_by(made, relay)
+    for item in await made.items():
+        await made.compose.look(item["id"])
+    first, second, third = await made.items()
+    relay.cuts = {f"{one['id']}.1" for one in (first, second)}
+    for _ in range(2):
+        await stage.look("relay")
+        rest(made)
+    outcomes = [(one["outcome"], one["code"]) for one in await made.items()]
+    assert outcomes == [("waiting", "relay-deferred"), ("waiting", "relay-deferred"), ("delivered", None)]
+    assert third["id"] in relay.mails[0][0].envelope_id
+    made.close()
