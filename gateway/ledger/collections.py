@@ -46,6 +46,23 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """What was found out about the bytes of an instance.
+
+    Attributes:
+        blob: The key in the spool.
+        start: Where in it the file begins.
+        sha256: Of the file, in hexadecimal; empty: not found out.
+        data_set_sha256: Of the data set, likewise.
+    """
+
+    blob: str
+    start: int
+    sha256: str = ""
+    data_set_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """An instance whose file lies in the spool and waits for its rows.
 
@@ -58,6 +75,7 @@ class Arrival:
         calling: Who sent it, as an AE title.
         called: Whom it called.
         at: When its last byte came.
+        learned: What was found out about others of its UID, so that it can be compared with them.
     """
 
     instance: Instance
@@ -68,6 +86,7 @@ class Arrival:
     calling: str
     called: str
     at: datetime
+    learned: tuple[Learned, ...] = ()
 
 
 # Written out, as in is_mail: SQLite plans a statement anew for each value that one of its plans could depend on.
@@ -128,23 +147,6 @@ class Place:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """What was found out about the bytes of an instance.
-
-    Attributes:
-        blob: The key in the spool.
-        start: Where in it the file begins.
-        sha256: Of the file, in hexadecimal; empty: not found out.
-        data_set_sha256: Of the data set, likewise.
-    """
-
-    blob: str
-    start: int
-    sha256: str = ""
-    data_set_sha256: str = ""
-
-
 def learn(connection: Connection, some: Sequence[Learned]) -> list[None]:
     """Write down what was found out about instances, for every partner who gets them."""
     for one in some:
@@ -169,6 +171,7 @@ def accept(connection: Connection, arrivals: Sequence[Arrival]) -> list[bool | N
         For each whether a row needs its file; a repeated one may go. None: its UID is known, and its content or that of
         the one before is not; nothing was kept.
     """
+    learn(connection, [one for arrival in arrivals for one in arrival.learned])
     burst = _Burst(connection, arrivals)
     needed = [burst.take(arrival) for arrival in arrivals]
     burst.write()

@@ -281,8 +281,9 @@ class Compose:
             digest = part10.hashed(received.draft.read, received.data_set, received.size)
             arrival = replace(arrival, instance=replace(arrival.instance, data_set_sha256=digest.hexdigest()))
         for _ in range(COMPARISONS):
-            for place in self.ledger.commit(collections.unknown, arrival.instance.sop_instance, ready, patience):
-                self.ledger.add(collections.learn, self._look_at(place))
+            places = self.ledger.commit(collections.unknown, arrival.instance.sop_instance, ready, patience)
+            # Not left to the next transaction: what composing has found out of thousands may stand before it.
+            arrival = replace(arrival, learned=tuple(map(self._look_at, places)))
             needed = self.ledger.commit(collections.accept, arrival, ready, patience)
             if needed is not None:
                 return needed

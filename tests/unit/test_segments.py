@@ -24,8 +24,10 @@ from gateway.ledger import spool as spools
 from gateway.ledger.collections import Learned
 from gateway.ledger.drafts import Segment, Slice
 from gateway.ledger.janitor import Janitor
+from gateway.ledger.ledger import MOST_CHANGES
 from gateway.ledger.spool import Scrap, Spool
 from gateway.ledger.tables import instance, message
+from gateway.stages.compose import COMPARISONS
 
 
 @pytest.fixture
@@ -435,6 +437,18 @@ async def test_the_same_instance_is_one_though_nobody_had_looked_at_it(out: Outb
     again = out.image(1, segment=segment)
     assert await out.accept(again) == 0
     assert again.draft.end == again.draft.start
+    segment.close()
+    [item] = await out.items()
+    assert item["instances"] == 1
+
+
+async def test_a_repeated_instance_is_taken_while_a_big_study_is_hashed(out: Outbound) -> None:
+    """What was found out about thousands of others waits to be written down; this one waits for none of it (R11)."""
+    segment = await taken(out, 1)
+    for number in range(2 * (COMPARISONS + 1) * MOST_CHANGES):
+        out.ledger.add(collections.learn, Learned(f"elsewhere/{number}.seg", 0, "file", "data set"))
+    caller = replace(CALLER, called="SLOW")
+    assert await out.accept(out.image(1, caller=caller, segment=segment)) == 0
     segment.close()
     [item] = await out.items()
     assert item["instances"] == 1
