@@ -107,7 +107,7 @@ ITEMS: Final[Mapping[str, str]] = MappingProxyType(
         ),
         "relay-refused": (
             "The relay refused the mail for good; the reply code is in `queue show`. Look at the address of the "
-            "partner and at the relay's log, then `queue retry`."
+            "partner and at the relay's log, then `queue retry`: where the address was corrected, it is composed anew."
         ),
         "relay-deferred": (
             "The relay answered that it cannot take the mail now, or the connection broke off before its end. It is "
@@ -117,10 +117,13 @@ ITEMS: Final[Mapping[str, str]] = MappingProxyType(
             "The relay does not take a mail of this size, although its limit was not known before. Lower "
             "`relay.max_message`; `queue retry` composes it anew, in smaller mails."
         ),
-        "composed-anew": "A mail that was too big and that smaller ones stand for now. Nothing has to be done.",
+        "composed-anew": (
+            "A mail that other ones stand for now: it was too big, or its partner was changed before it left. Nothing "
+            "has to be done."
+        ),
         "bounced": (
             "The relay took the mail, and a report came back that it could not be delivered. Look at the address of "
-            "the partner and ask their IT, then `queue retry`."
+            "the partner and ask their IT, then `queue retry`: where the address was corrected, it is composed anew."
         ),
         "destination-removed": (
             "Its destination is no longer in the configuration. Put it back and reload, then `queue release`; or "

@@ -327,6 +327,12 @@ def requeue(connection: Connection, key: str, outcomes: Sequence[Outcome], now: 
     # A person's word overrides the breaker: the next look submits at once, behind one probe.
     connection.execute(update(destination).where(destination.c.name == RELAY).values(breaker_until=now))
     tickets.put(connection, LANE, now)
+    _want_composing(connection, key, now)
+    return count
+
+
+def _want_composing(connection: Connection, key: str, now: datetime) -> None:
+    """Hand an item back to COMPOSE when something of it waits to be composed."""
     uncomposed = (delivery.c.message == key) & delivery.c.file_set.is_(None) & (delivery.c.outcome == Outcome.WAITING)
     if connection.scalar(select(func.count()).select_from(delivery).where(uncomposed)):
         anew = {"stage": Stage.COMPOSE, "tries": 0, "crashes": 0}
@@ -334,7 +340,25 @@ def requeue(connection: Connection, key: str, outcomes: Sequence[Outcome], now: 
         done = (collection.c.message == key) & collection.c.completed_at.is_(None)
         connection.execute(update(collection).where(done).values(completed_at=now))
         tickets.put(connection, f"compose:{key}", now)
-    return count
+
+
+def compose_anew(connection: Connection, work: Work, why: str, now: datetime) -> None:
+    """Have a file-set composed anew whose mails must not leave as they are; nothing happens to one that does not wait.
+
+    Args:
+        connection: The transaction.
+        work: One of its mails, which is not on the wire.
+        why: In words for a person.
+        now: When.
+    """
+    if connection.scalar(select(submission.c.outcome).where(_mine(work), ~submission.c.sending)) != Outcome.WAITING:
+        return
+    text = f"mail {work.part} of {work.parts} is composed anew: {why}"
+    tell(connection, now, "composed-anew", text, message=work.message)
+    again = {"outcome": Outcome.WAITING, "code": None, "closed_at": None, "next_attempt": now}
+    _take_apart(connection, work.message, [work.file_set], again, now)
+    _want_composing(connection, work.message, now)
+    fold(connection, [work.message], now)
 
 
 def _compose_anew(connection: Connection, key: str, now: datetime) -> None:
@@ -343,11 +367,16 @@ def _compose_anew(connection: Connection, key: str, now: datetime) -> None:
     taken = select(submission.c.file_set).where(submission.c.message == key, submission.c.outcome == Outcome.DELIVERED)
     sets = list(connection.scalars(select(submission.c.file_set).where(failed, submission.c.file_set.not_in(taken))))
     if sets:
-        mine = (submission.c.message == key) & submission.c.file_set.in_(sets)
-        replaced = {"outcome": Outcome.REFUSED, "code": "composed-anew", "closed_at": now, "next_attempt": None}
-        connection.execute(update(submission).where(mine).values(replaced))
-        parts = (delivery.c.message == key) & delivery.c.file_set.in_(sets)
-        connection.execute(update(delivery).where(parts).values(file_set=None, outcome=Outcome.FAILED))
+        _take_apart(connection, key, sets, {"outcome": Outcome.FAILED}, now)
+
+
+def _take_apart(connection: Connection, key: str, sets: Sequence[int], state: dict[str, Any], now: datetime) -> None:
+    """Let the instances of file-sets lie in no mail any more, with a state of theirs; the mails stay on record."""
+    mine = (submission.c.message == key) & submission.c.file_set.in_(sets)
+    replaced = {"outcome": Outcome.REFUSED, "code": "composed-anew", "closed_at": now, "next_attempt": None}
+    connection.execute(update(submission).where(mine, submission.c.outcome != Outcome.DELIVERED).values(replaced))
+    parts = (delivery.c.message == key) & delivery.c.file_set.in_(sets)
+    connection.execute(update(delivery).where(parts).values(file_set=None, **state))
 
 
 def close(

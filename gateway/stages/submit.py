@@ -201,6 +201,9 @@ class Submit:
         return next((trouble for trouble in troubles if trouble is not None), None)
 
     async def _one(self, work: Work, condition: Condition) -> RelayError | None:
+        if why := self._outdated(work):
+            await self._record(lambda c: submissions.compose_anew(c, work, why, datetime.now(UTC)))
+            return None
         if not await self._record(lambda c: submissions.mark(c, work)):
             return None  # a person has held it meanwhile
         trouble: RelayError | None = None
@@ -227,6 +230,13 @@ class Submit:
         one = judge(work, answer, self.bounds, datetime.now(UTC) - work.received_at, self._dice())
         await self._settle(one, condition)
         return None
+
+    def _outdated(self, work: Work) -> str:
+        """Say why a mail must not leave as it was written: its partner is another one now. COMPOSE knows what to do."""
+        partner = self.configuration.partner.get(work.partner)
+        if partner is None:
+            return f"there is no partner {work.partner} any more"
+        return "" if partner.address == work.recipient else f"{work.partner} has another address now"
 
     async def _transfer(self, work: Work) -> Submission:
         if self._relay is None:

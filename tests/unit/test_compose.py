@@ -16,6 +16,7 @@ from outbound import CALLER, CONFIGURATION, Outbound, Postman
 from postgresql import PostgreSQL
 from rows import NOW, configuration
 
+from gateway.config import Configuration
 from gateway.errors import LowDiskError, RelayError, UsageError
 from gateway.ledger import submissions, verbs
 from gateway.ledger.drafts import Draft
@@ -346,6 +347,59 @@ async def test_a_partner_that_is_gone_holds_its_images(out: Outbound, tmp_path: 
     await out.work()
     [item] = await out.items()
     assert (item["outcome"], item["code"]) == ("held", "partner-removed")
+
+
+def moved(tmp_path: Path, old: str, new: str) -> Configuration:
+    """The configuration with something else in it."""
+    return configuration(tmp_path, CONFIGURATION.replace("MAX", "35 MB").replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [(Reply(550, "5.1.1"), "failed"), (Reply(451, "4.3.0"), "waiting")],
+    ids=["refused", "deferred"],
+)
+async def test_a_mail_to_an_address_that_was_corrected_goes_to_the_new_one(
+    out: Outbound, tmp_path: Path, answer: Reply, outcome: str
+) -> None:
+    """Outside and inside, and never again to the old one: somebody else may read there."""
+    out.postman.answers = (answer, Reply(250))
+    await out.send(1)
+    await out.work()
+    [item] = await out.items()
+    assert item["outcome"] == outcome
+    out.use(moved(tmp_path, "dicom@clinic-a.example", "images@clinic-a.example"))
+    with out.ledger.engine.begin() as connection:
+        verbs.retry(connection, item["id"], NOW, "anna", force=False)
+    await out.work()
+    [item] = await out.items()
+    assert (item["outcome"], item["delivered"]) == ("delivered", 1)
+    assert [one["code"] for one in item["mails"]] == ["composed-anew", None]
+    [_, (mail, content)] = out.postman.mails
+    assert (mail.recipients, parsed(content)["To"]) == (("images@clinic-a.example",), "images@clinic-a.example")
+    assert (await out.proof())["unaccounted"] == 0
+
+
+async def test_a_mail_to_a_partner_that_is_gone_is_not_submitted(out: Outbound, tmp_path: Path) -> None:
+    """It waited for the relay meanwhile; a person decides, and who is put back gets it (R17)."""
+    out.postman.answers = (Reply(451, "4.3.0"), Reply(250))
+    await out.send(1)
+    await out.work()
+    [item] = await out.items()
+    before = out.configuration
+    out.use(moved(tmp_path, "clinic-a", "clinic-c"))
+    with out.ledger.engine.begin() as connection:
+        verbs.retry(connection, item["id"], NOW, "anna", force=False)
+    await out.work()
+    [item] = await out.items()
+    assert (item["outcome"], item["code"], len(out.postman.mails)) == ("held", "partner-removed", 1)
+    assert (await out.proof())["unaccounted"] == 0
+    out.use(before)
+    with out.ledger.engine.begin() as connection:
+        verbs.release(connection, item["id"], NOW, "anna")
+    await out.work()
+    [item] = await out.items()
+    assert item["outcome"] == "delivered"
 
 
 async def test_bytes_that_are_gone_hold_their_instance_and_no_other(out: Outbound) -> None:
