@@ -24,7 +24,9 @@ import pybase64
 
 from gateway.core import directory
 from gateway.core.directory import UID_LENGTH, Entry, FileSet, Tally
-from gateway.core.header import LOOP_FIELD
+from gateway.core.header import BLOCK as HEADER
+from gateway.core.header import LOOP_FIELD, parameters
+from gateway.core.header import fields as fields_of
 from gateway.core.partial import is_inner
 from gateway.errors import GatewayError
 from gateway.model import Span
@@ -163,6 +165,21 @@ def write_entity(file_set: FileSet, letter: Letter, out: BinaryIO) -> None:
             _copy(entry.member.file, encoder)
     encoder.finish()
     out.write((delimiter + _END).encode())
+
+
+def protection(head: bytes) -> Literal["plain", "signed", "signed+encrypted"]:
+    """Tell from its beginning how a message of ours is protected, or the whole of which it is the first piece."""
+    block = HEADER.match(head)[0]  # type: ignore[index]  # it matches the empty string at least
+    kind = parameters(dict(fields_of(block)).get("content-type", ""))[0]
+    if kind == "message/partial":
+        return protection(head[len(block) :].lstrip(b"\r\n"))
+    return _PROTECTIONS.get(kind, "plain")
+
+
+_PROTECTIONS: Final[Mapping[str, Literal["signed", "signed+encrypted"]]] = {
+    "multipart/signed": "signed",
+    "application/pkcs7-mime": "signed+encrypted",
+}
 
 
 def header_size(letter: Letter) -> int:

@@ -142,6 +142,7 @@ class Work:
         received_at: When its collection was opened.
         failures: Definite failures so far.
         unknown: Submissions without a reply so far.
+        first: Key in the spool of the first mail that carries the same file-set: itself, unless it is a later piece.
     """
 
     message: str
@@ -158,6 +159,7 @@ class Work:
     received_at: datetime
     failures: int
     unknown: int
+    first: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +196,13 @@ def due(connection: Connection, now: datetime, most: int) -> list[Work]:
     """List the mails that are due: urgent routes first, then as their collections were opened."""
     own = ("message", "number", "file_set", "part", "parts")
     rest = ("recipient", "message_id", "envid", "blob", "size")
+    pieces = submission.alias("pieces")
+    same = (pieces.c.message == submission.c.message) & (pieces.c.file_set == submission.c.file_set)
+    first = select(pieces.c.blob).where(same).order_by(pieces.c.number).limit(1).scalar_subquery()
     rows = connection.execute(
         select(*(submission.c[name] for name in own), collection.c.partner)
         .add_columns(*(submission.c[name] for name in rest), message.c.received_at)
-        .add_columns(submission.c.failures, submission.c.sends_unknown)
+        .add_columns(submission.c.failures, submission.c.sends_unknown, first)
         .join(message, message.c.id == submission.c.message)
         .join(collection, collection.c.message == submission.c.message)
         .where(_WAITING, ~submission.c.sending)

@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy import Connection
 
 from gateway.config import Configuration
-from gateway.core import retry
+from gateway.core import letter, retry
 from gateway.errors import RelayError
 from gateway.ledger import submissions
 from gateway.ledger.deliveries import Condition
@@ -42,6 +42,12 @@ LONGEST_BREAK: Final = timedelta(minutes=5)
 """No breaker stays open that long: one that does was written by a clock that ran ahead (R29)."""
 
 NO_RELAY: Final = "no relay is configured"
+
+HEAD: Final = 1 << 20
+"""Bytes of a mail in which its header ends, and that of the whole in a first piece."""
+
+_PROTECTIONS: Final = ("plain", "signed", "signed+encrypted")
+"""What a partner's ``send`` may ask for, from less to more."""
 
 _TOO_BIG: Final = frozenset({"5.3.4", "5.2.3"})
 """Enhanced status codes that say so (RFC 3463); beside them the reply code 552 (RFC 1870 §6)."""
@@ -201,7 +207,7 @@ class Submit:
         return next((trouble for trouble in troubles if trouble is not None), None)
 
     async def _one(self, work: Work, condition: Condition) -> RelayError | None:
-        if why := self._outdated(work):
+        if why := await asyncio.to_thread(self._outdated, work):
             await self._record(lambda c: submissions.compose_anew(c, work, why, datetime.now(UTC)))
             return None
         if not await self._record(lambda c: submissions.mark(c, work)):
@@ -232,11 +238,23 @@ class Submit:
         return None
 
     def _outdated(self, work: Work) -> str:
-        """Say why a mail must not leave as it was written: its partner is another one now. COMPOSE knows what to do."""
+        """Say why a mail must not leave as it was written: its partner was changed since. Blocks to read its head."""
         partner = self.configuration.partner.get(work.partner)
         if partner is None:
             return f"there is no partner {work.partner} any more"
-        return "" if partner.address == work.recipient else f"{work.partner} has another address now"
+        if partner.address != work.recipient:
+            return f"{work.partner} has another address now"
+        # R21: what is asked for now counts, not what was when it was written.
+        if partner.send != "plain" and _PROTECTIONS.index(self._protection(work)) < _PROTECTIONS.index(partner.send):
+            return f"{work.partner} is to be sent {partner.send} mail now"
+        return ""
+
+    def _protection(self, work: Work) -> str:
+        try:
+            with self.spool.path(work.first).open("rb") as file:
+                return letter.protection(file.read(HEAD))
+        except OSError:  # nothing leaves of what cannot be read: its submission tells
+            return _PROTECTIONS[-1]
 
     async def _transfer(self, work: Work) -> Submission:
         if self._relay is None:

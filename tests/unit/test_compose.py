@@ -380,6 +380,27 @@ async def test_a_mail_to_an_address_that_was_corrected_goes_to_the_new_one(
     assert (await out.proof())["unaccounted"] == 0
 
 
+@pytest.mark.parametrize(("partner", "called", "size"), [("clinic-a", "ONE", 100), ("small", "SMALL", 40_000)])
+async def test_a_mail_in_clear_does_not_leave_after_protection_was_asked_for(
+    out: Outbound, tmp_path: Path, partner: str, called: str, size: int
+) -> None:
+    """It waited for the relay meanwhile; neither does a piece of one whose first pieces have left (R21)."""
+    out.postman.answers = (Reply(250), Reply(250), Reply(451, "4.3.0")) if called == "SMALL" else (Reply(451, "4.3.0"),)
+    await out.send(1, called=called, size=size)
+    await out.work()
+    [item] = await out.items()
+    assert item["outcome"] == "waiting"
+    left = len(out.postman.mails)
+    address = f'address = "dicom@{partner}.example"\n'
+    out.use(moved(tmp_path, f'{address}send = "plain"', address))
+    with out.ledger.engine.begin() as connection:
+        verbs.retry(connection, item["id"], NOW, "anna", force=False)
+    await out.work()
+    [item] = await out.items()
+    assert (item["outcome"], item["code"], len(out.postman.mails)) == ("held", "no-identity", left)
+    assert (await out.proof())["unaccounted"] == 0
+
+
 async def test_a_mail_to_a_partner_that_is_gone_is_not_submitted(out: Outbound, tmp_path: Path) -> None:
     """It waited for the relay meanwhile; a person decides, and who is put back gets it (R17)."""
     out.postman.answers = (Reply(451, "4.3.0"), Reply(250))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pki
 import pytest
-from outbound import Outbound
+from outbound import CONFIGURATION, Outbound
 from rows import ENVELOPE, configuration, instance, outcome
 from sqlalchemy import update
 
@@ -210,3 +210,21 @@ async def test_nothing_is_signed_with_a_certificate_of_ours_that_is_revoked(out:
     [item] = await out.items()
     assert (item["outcome"], item["code"]) == ("held", "revoked")
     assert out.postman.mails == []
+
+
+@pytest.mark.parametrize("size", [100, 40_000], ids=["whole", "pieces"])
+@pytest.mark.parametrize("asked", ["signed", "signed+encrypted"])
+async def test_what_is_protected_as_asked_leaves_as_it_was_written(
+    out: Outbound, tmp_path: Path, asked: str, size: int
+) -> None:
+    """SUBMIT sees that nothing has to be composed anew, in the pieces of a mail too (R21)."""
+    send = f'send = "{asked}"\nmax_message = "30 KB"\npartial = true'
+    text = CONFIGURATION.replace("MAX", "35 MB").replace('"dicom@sealed.example"', f'"dicom@sealed.example"\n{send}')
+    out.use(configuration(tmp_path, text))
+    out.compose.keyring = keyring("hard", "good")
+    await out.send(1, called="SEALED", size=size)
+    await out.work()
+    [item] = await out.items()
+    assert item["outcome"] == "delivered"
+    assert {one["code"] for one in item["mails"]} == {None}
+    assert (len(out.postman.mails) > 1) == (size > 30_000)
