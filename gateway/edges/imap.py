@@ -10,6 +10,7 @@ that thread is behind, so memory is bounded whatever the size.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 import ssl
@@ -237,6 +238,8 @@ class _Literal:
         self._writing = None
         if done.cancelled() or done.exception() is not None:
             self.error = done.exception() if not done.cancelled() else asyncio.CancelledError()
+            # Nobody takes the rest: a reading that is paused would wait for hours for what is never written.
+            self._protocol.hang_up()
             return
         self._protocol.resume()
         if self._size >= GATHER or not self.left or self._protocol.gone:
@@ -709,16 +712,21 @@ class ImapSession:
         Raises:
             MailboxError: It broke; what was written is good.
             RefusedError: It is larger than the limit.
+            OSError: The disk did not take it.
         """
         section = "BODY.PEEK[]" if not offset else f"BODY.PEEK[]<{offset}.{min(limit - offset + MORE, 2**32 - 1)}>"
         protocol = self._protocol
         protocol.expect_body(sink, limit - offset)
         try:
             lines = await self._download(uid, section)
-        finally:
-            literal = protocol.end_body()
-            if literal is not None:
-                await asyncio.shield(literal.settle())
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):  # it must not take the place of our own end
+                await self._settle()
+            raise
+        except BaseException:
+            await self._settle()
+            raise
+        literal = await self._settle()
         if literal is not None:
             if literal.left:
                 raise MailboxError("the mail was cut", State.UNREACHABLE)
@@ -731,6 +739,13 @@ class ImapSession:
                 await asyncio.to_thread(sink.write, content)
                 return True
         return False
+
+    async def _settle(self) -> _Literal | None:
+        """Wait until what came of a mail is written, and give it back. Raises what the sink raised."""
+        literal = self._protocol.end_body()
+        if literal is not None:
+            await asyncio.shield(literal.settle())
+        return literal
 
     async def _download(self, uid: str, section: str) -> list[bytes]:
         protocol = self._protocol

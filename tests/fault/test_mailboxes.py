@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -21,6 +23,7 @@ from gateway.core.mailbox import State
 from gateway.edges.imap import Deadlines, ImapMailbox, Proof
 from gateway.edges.oauth import Tokens
 from gateway.errors import MailboxError
+from gateway.ledger.drafts import Draft
 from gateway.stages.poll import Poll, Rules
 
 LARGE = text_mail(1) + b"\r\n".join([b"x" * 76] * 20_000) + b"\r\n"
@@ -63,6 +66,49 @@ async def test_a_cut_download_goes_on_where_it_was(gateway: Gateway) -> None:
         assert server.sent == len(LARGE)
     assert spooled(gateway) == [LARGE]
     assert len(await items(gateway)) == 1
+
+
+@pytest.fixture
+def refusals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often the disk takes nothing of what is beyond the first bytes of a mail."""
+    left = [0]
+    append = Draft._append
+
+    def refuse(self: Draft, block: bytes) -> None:
+        if left[0] and self.size > 600_000:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, "no room")
+        append(self, block)
+
+    monkeypatch.setattr(Draft, "_append", refuse)
+    return left
+
+
+async def test_a_disk_that_refuses_a_mail_midway_is_noticed_and_the_mail_taken_when_it_does_not(
+    gateway: Gateway, refusals: list[int]
+) -> None:
+    """So much of the mail is left that reading pauses: the download ends at once, and not after hours (R4, R5)."""
+    refusals[0] = 2
+    mail = LARGE * 8
+    async with ScriptedImap({5: mail}) as server:
+        async with polling(poll(gateway, server)):
+            await until(lambda: server.moved)
+        assert server.connections == 3
+    assert spooled(gateway) == [mail]
+
+
+async def test_polling_ends_when_it_is_told_to_while_the_disk_refuses_a_mail(
+    gateway: Gateway, refusals: list[int]
+) -> None:
+    """The disk's trouble does not take the place of the end (R31)."""
+    refusals[0] = 1_000_000
+    async with ScriptedImap({5: LARGE * 8}) as server:
+        task = asyncio.create_task(poll(gateway, server).run())
+        refused = refusals[0]
+        await until(lambda: refusals[0] < refused)
+        task.cancel()
+        await asyncio.wait([task], timeout=10)
+        assert task.cancelled()
 
 
 @pytest.mark.parametrize(
