@@ -269,7 +269,7 @@ class Poll:
             taken: list[Taken] = []
             try:
                 for one in batch:
-                    mail = await self._take_one(session, number, one)
+                    mail = await self._take_one(session, number, known, one)
                     if mail is not None:
                         taken.append(mail)
             finally:
@@ -283,7 +283,7 @@ class Poll:
             await self._ledger.write(lambda c: mailboxes.record(c, number, taken, now))
         known.update({one.uid: Known(one.size, one.stamp, one.filing) for one in taken})
 
-    async def _take_one(self, session: Session, number: int, mail: Waiting) -> Taken | None:
+    async def _take_one(self, session: Session, number: int, known: dict[str, Known], mail: Waiting) -> Taken | None:
         """Fetch one mail and take custody of it; None when it is gone, or must wait."""
         self._incoming.demand_room(mail.size)
         download = self._begin(session.folder, mail)
@@ -300,13 +300,13 @@ class Poll:
         except RefusedError:
             # Larger than the server said. The session is of no use any more; the next one moves the mail.
             self._drop_download()
-            await self._fail(number, [mail])
+            await self._fail(number, known, [mail])
             raise MailboxError("a mail was longer than the server said", State.CONFUSED) from None
         except BaseException:
             self._drop_download()
             raise
         if download.digester.header_too_long:
-            await self._fail(number, [mail])
+            await self._fail(number, known, [mail])
             await session.file([mail.uid], Filing.FAILED)
             there = False
         if not there:
@@ -351,14 +351,15 @@ class Poll:
         if not mails:
             return
         await session.file([one.uid for one in mails], Filing.FAILED)
-        await self._fail(number, mails)
-        known.update({one.uid: Known(one.size, one.stamp, Filing.FAILED) for one in mails})
+        await self._fail(number, known, mails)
 
-    async def _fail(self, number: int, mails: Sequence[Waiting]) -> None:
+    async def _fail(self, number: int, known: dict[str, Known], mails: Sequence[Waiting]) -> None:
         self.counters.too_big += len(mails)
         now, rules = datetime.now(UTC), self.rules
         rows = [Taken(one.uid, one.size, one.stamp, "", None, Filing.FAILED) for one in mails]
         await self._ledger.write(lambda c: mailboxes.record(c, number, rows, now))
+        # Where nothing can be moved they lie there still at the next look, and a person was told.
+        known.update({one.uid: Known(one.size, one.stamp, Filing.FAILED) for one in mails})
         await self._ledger.write(
             lambda c: mailboxes.note_too_big(c, rules.door, rules.failed, len(mails), rules.message, now)
         )

@@ -124,6 +124,20 @@ async def test_a_mail_that_is_longer_than_the_limit_stays(gateway: Gateway) -> N
     assert await items(gateway) == []
 
 
+async def test_a_mail_whose_header_is_too_long_is_fetched_once_and_told_once(gateway: Gateway) -> None:
+    """It stays, as POP3 has nowhere else; other mails are taken meanwhile (R7)."""
+    long = b"X-Filler: " + b"y" * (2 << 20) + b"\r\n" + text_mail(1)
+    async with ScriptedPop3({"u1": long}) as server:
+        one = poll(gateway, server)
+        async with polling(one):
+            await until(lambda: one.counters.too_big)
+            server.mails["u2"] = IMAGES
+            await until(lambda: one.counters.taken)
+        assert "u1" in server.mails
+        assert server.commands.count("RETR 1") == 1
+    assert one.counters.too_big == 1
+
+
 @pytest.mark.parametrize(
     ("mood", "state"),
     [
