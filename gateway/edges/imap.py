@@ -710,7 +710,7 @@ class ImapSession:
         """Write a mail's bytes from an offset on; False when the mail is gone (IMAP-4).
 
         Raises:
-            MailboxError: It broke; what was written is good.
+            MailboxError: It broke; what was written is good. Or it lies there, and the server does not give it out.
             RefusedError: It is larger than the limit.
             OSError: The disk did not take it.
         """
@@ -738,6 +738,11 @@ class ImapSession:
                 content = re.sub(rb"\\(.)", rb"\1", text.group(1))
                 await asyncio.to_thread(sink.write, content)
                 return True
+        # Exchange answers NO for a mail that it cannot convert: it lies there, and must not be passed over in silence.
+        if any(
+            mailbox.uid_of(line) == int(uid) for line in await self._command("UID FETCH", uid, "(UID)", wanted=_FETCH)
+        ):
+            raise MailboxError(f"the server does not give out the mail with UID {uid}", State.CONFUSED)
         return False
 
     async def _settle(self) -> _Literal | None:

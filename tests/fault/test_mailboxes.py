@@ -146,6 +146,21 @@ async def test_another_mail_than_was_asked_for_is_not_taken(gateway: Gateway) ->
     assert await items(gateway) == []
 
 
+@pytest.mark.parametrize("answer", ["NO it cannot be converted", "BAD command error", "OK nothing"])
+async def test_a_mail_that_the_server_does_not_give_out_is_a_state_and_holds_up_no_other(
+    gateway: Gateway, answer: str
+) -> None:
+    """It lies there and is never taken for gone (R3); once the server gives it out it is taken."""
+    mood = Mood(refuse={"UID FETCH 5 (UID BODY": answer})
+    async with ScriptedImap({5: text_mail(1), 6: text_mail(2)}, mood) as server:
+        one = poll(gateway, server)
+        async with polling(one):
+            await until(lambda: one.state is State.CONFUSED and one.counters.taken)
+            mood.refuse.clear()
+            await until(lambda: len(server.moved) == 2)
+    assert sorted(await items(gateway)) == ["<1@clinic-a.example>", "<2@clinic-a.example>"]
+
+
 async def test_a_mail_that_is_longer_than_was_said_is_moved_to_failed(gateway: Gateway) -> None:
     """The limit holds for what comes, not for what was announced (R7)."""
     async with ScriptedImap({5: LARGE, 6: text_mail(2)}, Mood(size_lie=-len(LARGE) + 500)) as server:

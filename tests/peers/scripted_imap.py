@@ -23,6 +23,7 @@ class Mood:
         late_uid: The UID comes behind the literal.
         bye: Say BYE after so many commands.
         capability: What it says it can.
+        refuse: What is answered, by the beginnings of commands, in place of doing them.
         refuse_bearer: Tokens that are not this one are refused with a challenge.
     """
 
@@ -35,6 +36,7 @@ class Mood:
     late_uid: bool = False
     bye: int = 0
     capability: str = "IMAP4rev1 UIDPLUS MOVE IDLE SASL-IR AUTH=PLAIN"
+    refuse: dict[str, str] = field(default_factory=dict)
     refuse_bearer: str = ""
 
 
@@ -100,6 +102,10 @@ class ScriptedImap:
         if name == mood.mute:
             await reader.read()
             return True
+        for beginning, answer in mood.refuse.items():
+            if rest.startswith(beginning):
+                writer.write(f"{tag} {answer}\r\n".encode())
+                return False
         writer.write(b"* 1 FETCH (FLAGS (:-( \\Seen))\r\n* 9 EXPUNGE\r\n" * mood.noise)
         match name:
             case "CAPABILITY":
