@@ -20,7 +20,7 @@ import structlog
 
 from gateway.core import mailbox
 from gateway.core.data import Digester
-from gateway.core.mailbox import Filing, Known, Plan, State, Waiting
+from gateway.core.mailbox import Filing, Known, State, Waiting
 from gateway.errors import GatewayError, LowDiskError, MailboxError, RefusedError
 from gateway.ledger import mailboxes
 from gateway.ledger.drafts import Draft
@@ -196,6 +196,8 @@ class Poll:
         self._incoming = incoming
         self._failures = 0
         self._guarded = False
+        self._stuck = False
+        """The last look did not go through: that a folder can be listed does not make its mailbox well."""
         self._download: _Download | None = None
         self._broken: dict[str, int] = {}
 
@@ -245,21 +247,27 @@ class Poll:
         await self._ledger.write(lambda c: mailboxes.forget(c, number, {one.uid for one in found}, now - REMEMBERED))
         plan = mailbox.plan(found, known, rules.message, rules.claim)
         self._stop_if_shared(plan.foreign)
-        await self._well()
+        if not self._stuck:
+            await self._well()
+        self._stuck = True
+        # A mail whose download keeps breaking, or a folder that takes nothing, holds up no other mail.
+        broken = sorted((one for one in plan.fetch if one.uid in self._broken), key=lambda one: self._broken[one.uid])
+        await self._take(session, number, known, [one for one in plan.fetch if one.uid not in self._broken])
         await self._refuse_big(session, number, known, plan.too_big)
         if plan.again:
             await session.file([uid for uid in plan.again if known[uid].filing is Filing.FILED], Filing.FILED)
             await session.file([uid for uid in plan.again if known[uid].filing is Filing.FAILED], Filing.FAILED)
-        await self._take(session, number, known, plan)
         await self._file(session, number, known)
+        await self._take(session, number, known, broken)
+        self._stuck = False
+        if self.state is not State.OK:
+            await self._well()
 
     def _stop_if_shared(self, other: str | None) -> None:
         if other is not None:
             raise MailboxError(f"it bears the mark {other} of another gateway", State.SHARED)
 
-    async def _take(self, session: Session, number: int, known: dict[str, Known], plan: Plan) -> None:
-        # A mail whose download keeps breaking holds up no other one.
-        fetch = sorted(plan.fetch, key=lambda one: self._broken.get(one.uid, 0))
+    async def _take(self, session: Session, number: int, known: dict[str, Known], fetch: Sequence[Waiting]) -> None:
         for at in range(0, len(fetch), BATCH):
             batch = fetch[at : at + BATCH]
             other = await session.claim([one.uid for one in batch], self.rules.claim)
@@ -293,6 +301,8 @@ class Poll:
         except MailboxError:
             # Without progress three times over, the next life begins with a clean sheet.
             download.breaks = 0 if download.draft.size > size else download.breaks + 1
+            if not download.breaks:
+                self._failures = 0  # what comes piece by piece is not waited for ever longer
             self._broken[mail.uid] = self._broken.get(mail.uid, 0) + 1
             if download.breaks >= TRIES:
                 self._drop_download()
@@ -313,6 +323,7 @@ class Poll:
             self._drop_download()
             return None
         self._broken.pop(mail.uid, None)
+        self._failures = 0
         self._download = None
         digest = download.digester.digest()
         try:

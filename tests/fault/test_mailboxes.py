@@ -14,7 +14,7 @@ import pytest
 from fragments import Gateway
 from mailboxes import items, polling, text_mail, until
 from pydantic import SecretStr
-from rows import configuration
+from rows import alarms, configuration
 from scripted_imap import Mood, ScriptedImap
 from token_server import TokenServer
 
@@ -159,6 +159,49 @@ async def test_a_mail_that_the_server_does_not_give_out_is_a_state_and_holds_up_
             mood.refuse.clear()
             await until(lambda: len(server.moved) == 2)
     assert sorted(await items(gateway)) == ["<1@clinic-a.example>", "<2@clinic-a.example>"]
+
+
+def told(gateway: Gateway) -> set[tuple[str, str]]:
+    with gateway.ledger.engine.connect() as connection:
+        return alarms(connection)
+
+
+@pytest.mark.parametrize(
+    "mood",
+    [
+        Mood(cut_after=[0] * 100_000),
+        Mood(refuse={"UID FETCH 5 (UID BODY": "NO it cannot be converted"}),
+        Mood(refuse={"UID MOVE": "NO [OVERQUOTA] full"}),
+        Mood(refuse={"UID MOVE": "NO no right"}, capability="IMAP4rev1 MOVE AUTH=PLAIN"),
+    ],
+    ids=["cut", "not given out", "full", "no idle"],
+)
+async def test_a_mailbox_from_which_nothing_can_be_taken_is_told_though_its_folder_can_be_listed(
+    gateway: Gateway, mood: Mood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one trouble that lasts until a look goes through, not one at each look (R3, R33)."""
+    monkeypatch.setattr(mailbox, "PATIENCE", timedelta(seconds=1))
+    async with ScriptedImap({5: text_mail(1)}, mood) as server:
+        one = poll(gateway, server)
+        async with polling(one):
+            await until(lambda: told(gateway))
+            mood.cut_after.clear()
+            mood.refuse.clear()
+            await until(lambda: server.moved and one.state is State.OK)
+        assert told(gateway) == set()
+    assert await items(gateway) == ["<1@clinic-a.example>"]
+
+
+async def test_a_mail_whose_download_keeps_breaking_holds_up_neither_others_nor_their_filing(gateway: Gateway) -> None:
+    """They are taken first, and moved (R15)."""
+    mood = Mood(refuse={"UID FETCH 5 (UID BODY": "NO it cannot be converted"})
+    async with ScriptedImap({5: text_mail(1)}, mood) as server:
+        one = poll(gateway, server)
+        async with polling(one):
+            await until(lambda: one.state is State.CONFUSED)
+            server.mails |= {uid: text_mail(uid) for uid in range(6, 9)}
+            await until(lambda: len(server.moved) == 3)
+            assert list(server.mails) == [5]
 
 
 async def test_a_mail_that_is_longer_than_was_said_is_moved_to_failed(gateway: Gateway) -> None:
