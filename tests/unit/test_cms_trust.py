@@ -287,6 +287,21 @@ def test_a_crl_that_is_not_about_the_certificate_tells_nothing(extension: x509.E
     assert check(pki.leaf(), anchors(*crls)).revocation == expected
 
 
+@pytest.mark.parametrize(
+    ("url", "expected"), [("http://crl.test/one.crl", "good"), ("http://crl.test/two.crl", "unknown")]
+)
+def test_of_a_list_in_parts_only_the_part_that_the_certificate_names_shows_that_it_is_good(
+    url: str, expected: str
+) -> None:
+    """RFC 5280 §6.3.3 (b)(2): an authority with many certificates spreads them over several lists."""
+    named = x509.DistributionPoint([x509.UniformResourceIdentifier(url)], None, None, None)
+    anna = pki.leaf(extra={"points": x509.CRLDistributionPoints([named])})
+    crls = pki.revocations(pki.root()), pki.revocations(pki.issuing(), extension=_point())
+    assert check(anna, anchors(*crls)).revocation == expected
+    revoking = pki.revocations(pki.issuing(), anna.certificate, extension=_point())
+    assert code(anna, anchors(pki.revocations(pki.root()), revoking)) is Failure.REVOKED
+
+
 def test_a_crl_that_its_issuer_did_not_sign_tells_nothing() -> None:
     """Who can send us files cannot revoke, nor clear, anybody's certificate."""
     anna = pki.leaf()

@@ -363,9 +363,25 @@ def _revocation(
         entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
         if entry is not None:
             raise ProtectionError(Failure.REVOKED, "its certificate is revoked")
-        if _is_current(crl, now, trust.grace):
+        if _is_current(crl, now, trust.grace) and _is_meant(crl, certificate):
             state = "good"
     return state
+
+
+def _is_meant(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> bool:
+    """Whether a certificate names this CRL: of a list in parts the others do not tell of it (RFC 5280 §6.3.3 (b)(2)).
+
+    For a certificate that names none, whoever put the CRL there knows which it is.
+    """
+    try:
+        point = crl.extensions.get_extension_for_class(x509.IssuingDistributionPoint).value
+        named = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    except x509.ExtensionNotFound:
+        return True
+    if point.full_name is None and point.relative_name is None:
+        return True
+    names = [name for one in named for name in one.full_name or ()]
+    return any(name in names for name in point.full_name or ())
 
 
 def of_issuer(
@@ -373,7 +389,7 @@ def of_issuer(
 ) -> Iterator[x509.CertificateRevocationList]:
     """Yield the CRLs that an issuer signed and that are about authorities, or about people."""
     for crl in crls:
-        if crl.issuer == issuer.subject and is_from(crl, issuer) and _covers(crl, is_ca=is_ca):
+        if crl.issuer == issuer.subject and is_from(crl, issuer) and covers(crl, is_ca=is_ca):
             yield crl
 
 
@@ -392,7 +408,7 @@ def is_authority(certificate: x509.Certificate) -> bool:
     return constraints is not None and constraints.ca
 
 
-def _covers(crl: x509.CertificateRevocationList, *, is_ca: bool) -> bool:
+def covers(crl: x509.CertificateRevocationList, *, is_ca: bool) -> bool:
     """Whether it is a whole CRL about such certificates; of what it limits we know no more."""
     try:
         for extension in crl.extensions:
