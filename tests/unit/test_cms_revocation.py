@@ -143,6 +143,10 @@ def _with_strange_algorithm() -> bytes:
     return der.replace(sha256_with_rsa, sha256_with_rsa[:-1] + b"\x7e")
 
 
+def _only_authorities() -> x509.IssuingDistributionPoint:
+    return x509.IssuingDistributionPoint(None, None, False, True, None, False, False)
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
@@ -161,6 +165,11 @@ def _with_strange_algorithm() -> bytes:
             pki.revocations(pki.issuing(), since=NOW - 9 * DAY, until=NOW + DAY).public_bytes(Encoding.DER),
             Fault.OLDER,
         ),
+        (
+            pki.revocations(pki.issuing(), extension=x509.DeltaCRLIndicator(1)).public_bytes(Encoding.DER),
+            Fault.PARTIAL,
+        ),
+        (pki.revocations(pki.issuing(), extension=_only_authorities()).public_bytes(Encoding.DER), Fault.PARTIAL),
     ],
 )
 def test_what_is_no_newer_crl_of_its_issuer_is_not_taken(tmp_path: Path, content: bytes, fault: Fault) -> None:

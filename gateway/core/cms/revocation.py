@@ -54,6 +54,7 @@ class Fault(StrEnum):
     MALFORMED = "malformed"
     WRONG_ISSUER = "wrong-issuer"
     BAD_SIGNATURE = "bad-signature"
+    PARTIAL = "partial"
     OLDER = "older"
     NO_ROOM = "no-room"
 
@@ -177,19 +178,27 @@ def inspect(path: Path, source: Source, last_update: datetime | None, now: datet
     """
     try:
         crl = keyring.revocations(path.read_bytes())
-        issuer = x509.load_der_x509_certificate(source.issuer)
-        if crl.issuer != issuer.subject:
-            return Inspection(Fault.WRONG_ISSUER)
-        if not trust.is_from(crl, issuer):
-            return Inspection(Fault.BAD_SIGNATURE)
+        fault = _fault(crl, source)
     except (ConfigurationError, ValueError, TypeError):
         return Inspection(Fault.MALFORMED)
+    if fault is not None:
+        return Inspection(fault)
     made = crl.last_update_utc
     if crl.next_update_utc is None or made > now + trust.AHEAD:
         return Inspection(Fault.MALFORMED)
     if last_update is not None and made < last_update:
         return Inspection(Fault.OLDER)
     return Inspection(None, made, crl.next_update_utc)
+
+
+def _fault(crl: x509.CertificateRevocationList, source: Source) -> Fault | None:
+    issuer = x509.load_der_x509_certificate(source.issuer)
+    if crl.issuer != issuer.subject:
+        return Fault.WRONG_ISSUER
+    if not trust.is_from(crl, issuer):
+        return Fault.BAD_SIGNATURE
+    # A delta list, or one about others, in the place of the whole one would make somebody good again.
+    return None if trust.covers(crl, is_ca=source.is_ca) else Fault.PARTIAL
 
 
 # When to ask again
