@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,8 @@ from pki import BOTH, DAY, NOW, SIGN, Holder
 from gateway.core.cms import trust
 from gateway.core.cms.failure import Failure, ProtectionError
 from gateway.core.cms.trust import Overdue, Purpose, Standing, Trust
+
+_HOST = x509.SubjectAlternativeName([x509.DNSName("anna.clinic.test")])
 
 
 def anchors(
@@ -285,6 +288,37 @@ def test_a_crl_that_is_not_about_the_certificate_tells_nothing(extension: x509.E
     """RFC 5280 §5.2.5: partial, indirect and delta lists do not show that somebody is good."""
     crls = pki.revocations(pki.root()), pki.revocations(pki.issuing(), extension=extension)
     assert check(pki.leaf(), anchors(*crls)).revocation == expected
+
+
+@pytest.mark.parametrize(
+    ("wishes", "good"),
+    [
+        ({"address": "anna@clinic.test"}, True),
+        ({"address": "anna@CLINIC.test", "old_address": "Anna@clinic.test"}, True),
+        ({"address": "anna@ward.clinic.test"}, False),
+        ({"address": "anna@ward.other.test"}, True),
+        ({"address": "anna@other.test"}, False),
+        ({"address": "carl@clinic.test"}, False),
+        ({"address": "anna@clinic.test", "old_address": "ben@practice.test"}, False),
+        ({"address": None, "old_address": "anna@clinic.test"}, True),
+        ({"address": None, "old_address": "ben@practice.test"}, False),
+        ({"address": None, "old_address": "ben@practice.test", "extra": {"names": _HOST}}, False),
+        ({"address": None, "old_address": "anna@clinic.test", "extra": {"names": _HOST}}, True),
+    ],
+)
+def test_an_authority_that_is_constrained_vouches_for_no_other_address_wherever_that_stands(
+    wishes: dict[str, object], good: bool
+) -> None:
+    """RFC 5280 §4.2.1.10: neither in the subjectAltName nor in the subject beside it (SMIME-20)."""
+    permitted = [x509.RFC822Name("clinic.test"), x509.RFC822Name(".other.test")]
+    limits = x509.NameConstraints(permitted, [x509.RFC822Name("carl@clinic.test")])
+    usages = ("key_cert_sign", "crl_sign")
+    wish = pki.Wish("rsa-2048/ward", None, usages=usages, purposes=None, ca=True, name="Ward", extra={"limits": limits})
+    ward = pki.issue(wish, pki.root())
+    certificate = pki.issue(pki.Wish(**wishes), ward).certificate  # type: ignore[arg-type]
+    refused = pytest.raises(ProtectionError, match=r"vouch|nobody who is trusted")
+    with contextlib.nullcontext() if good else refused:
+        trust.check(certificate, [ward.certificate], anchors(), NOW, "sign")
 
 
 @pytest.mark.parametrize(

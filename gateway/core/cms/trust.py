@@ -247,7 +247,29 @@ def find_path(
         usages = _extension(issuer, x509.ExtendedKeyUsage)
         if usages is not None and _PURPOSES.isdisjoint(usages):
             raise ProtectionError(Failure.EXTENDED_KEY_USAGE, "one of its issuers is not for mail")
+        # certvalidator does not look at an emailAddress that stands beside a subjectAltName, and it counts here.
+        constraints = _extension(issuer, x509.NameConstraints)
+        if constraints is not None and not all(_may_name(constraints, one) for one in addresses(certificate)):
+            raise ProtectionError(Failure.UNTRUSTED_ISSUER, "one of its issuers may not vouch for its address")
     return path
+
+
+def _may_name(constraints: x509.NameConstraints, address: str) -> bool:
+    """Whether an authority that is constrained may issue to an address (RFC 5280 §4.2.1.10)."""
+
+    def holds(names: Iterable[x509.GeneralName]) -> list[bool]:
+        return [_lies_in(address.casefold(), one.value.casefold()) for one in names if isinstance(one, x509.RFC822Name)]
+
+    permitted, excluded = holds(constraints.permitted_subtrees or ()), holds(constraints.excluded_subtrees or ())
+    return (any(permitted) or not permitted) and not any(excluded)
+
+
+def _lies_in(address: str, constraint: str) -> bool:
+    """Whether an address is the mailbox, on the host, or below the domain that a constraint names."""
+    host = address.rpartition("@")[2]
+    if "@" in constraint:
+        return address == constraint
+    return host.endswith(constraint) if constraint.startswith(".") else host == constraint
 
 
 def _build_apart(
