@@ -542,6 +542,16 @@ def bare_signer(content: bytes = ENTITY) -> bytes:
     )
 
 
+def test_a_renewed_certificate_of_the_same_key_counts_beside_its_predecessor(tmp_path: Path) -> None:
+    """The signer is named by the key: the partner's certificate at hand has run out, the new one came with the mail."""
+    message = opaque(opaque_signed(bare_signer()))
+    old = pki.leaf(kind="rsa-2048/anna", since=pki.NOW - 400 * pki.DAY, until=pki.NOW - pki.DAY).certificate
+    assert judge(unseal(tmp_path, message)).verified
+    assert judge(unseal(tmp_path, message, known=[old])).verified
+    # Whoever pinned the old one is not helped by it.
+    assert judge(unseal(tmp_path, message, known=[old]), pinned=old).code is Failure.CERTIFICATE_EXPIRED
+
+
 @pytest.mark.parametrize("encoding", ["base64", "quoted-printable", "binary"])
 def test_an_opaque_signature_opens_in_every_transfer_encoding(tmp_path: Path, encoding: str) -> None:
     """SMIME-8: what was signed lies inside, and is read from there."""

@@ -58,11 +58,13 @@ class Signature:
         certificate: The signer's; None when it did not come and is not known.
         attributes: What the signature says beside the content.
         failure: Why it does not count; None when the key of the certificate made it over these bytes.
+        alike: Further certificates that the signer's name fits, of the same key: a renewed one beside its predecessor.
     """
 
     certificate: x509.Certificate | None
     attributes: Attributes = field(default_factory=Attributes)
     failure: ProtectionError | None = None
+    alike: tuple[x509.Certificate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,24 +360,28 @@ def _signed_layer(found: Signed, known: Sequence[x509.Certificate], now: datetim
         raise ProtectionError(Failure.NO_SIGNER, "nobody signed it")
     if found.content_type != algorithms.DATA:
         unsupported("it holds something else than an entity")
-    candidates = (*known, *found.certificates)
+    candidates = tuple(dict.fromkeys((*known, *found.certificates)))
     signatures = tuple(_judge(found, signer, candidates, now) for signer in found.signers)
     return Layer("signed", signatures, found.certificates, found.crls)
 
 
 def _judge(found: Signed, signer: Signer, candidates: Sequence[x509.Certificate], now: datetime) -> Signature:
-    """Try the certificates that the signer's name fits; the first whose key made the signature is the signer's."""
+    """Try the certificates that the signer's name fits; those whose key made the signature are the signer's."""
     verdict = Signature(
         None, failure=ProtectionError(Failure.SIGNER_CERTIFICATE_MISSING, "the signer's certificate did not come")
     )
+    proven: list[Signature] = []
     for certificate in candidates:
         if not signer.name.matches(certificate):
             continue
         try:
-            return Signature(certificate, signed.verify(found, signer, certificate, now))
+            proven.append(Signature(certificate, signed.verify(found, signer, certificate, now)))
         except ProtectionError as error:
             verdict = Signature(certificate, failure=error)
-    return verdict
+    if not proven:
+        return verdict
+    alike = tuple(one.certificate for one in proven[1:] if one.certificate is not None)
+    return replace(proven[0], alike=alike)
 
 
 # multipart/signed

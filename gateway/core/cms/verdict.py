@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal
 
@@ -147,16 +147,23 @@ def _good(
             failures.append(signature.failure.code)
             continue
         assert signature.certificate is not None
-        try:
-            standing = _demand(signature.certificate, layer.certificates, expected, anchors, now)
-        except ProtectionError as error:
+        errors: list[ProtectionError] = []
+        for certificate in (signature.certificate, *signature.alike):
+            try:
+                standing = _demand(certificate, layer.certificates, expected, anchors, now)
+            except ProtectionError as error:
+                errors.append(error)
+                continue
+            if standing.revocation == "unknown":
+                gaps += revocation.sources(standing.path)
+            yield replace(signature, certificate=certificate), standing
+            break
+        else:
+            # Of several certificates of one key, the one of which only the CRL is missing may count yet.
+            error = next((one for one in errors if isinstance(one, RevocationUnknownError)), errors[0])
             failures.append(error.code)
             if isinstance(error, RevocationUnknownError):
                 gaps += revocation.sources(error.path)
-        else:
-            if standing.revocation == "unknown":
-                gaps += revocation.sources(standing.path)
-            yield signature, standing
 
 
 def _demand(
