@@ -295,6 +295,8 @@ class Service:
         self.http: list[HttpDoor] = []
         self._paging = False
         self._asking_idle = False
+        # A reload and a look at the folders of keys take turns: who reads by an older file must not have the last word.
+        self._reading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._polling: list[asyncio.Task[None]] = []
         self._smtp: SmtpDoor | None = None
@@ -412,11 +414,12 @@ class Service:
 
     async def _renew_keys(self) -> None:
         """Read anchors, CRLs and imported certificates anew when their folders have changed."""
-        stamp = await asyncio.to_thread(keys.stamp, self.configuration)
-        if stamp != self._stamp:
-            keyring = await self._load_keys(self.configuration)
-            self._stamp = stamp
-            self._use(keyring)
+        async with self._reading:
+            stamp = await asyncio.to_thread(keys.stamp, self.configuration)
+            if stamp != self._stamp:
+                keyring = await self._load_keys(self.configuration)
+                self._stamp = stamp
+                self._use(keyring)
 
     def _use(self, keyring: unsealing.Keyring) -> None:
         self.receive.keyring = self.compose.keyring = self.freshness.keyring = keyring
@@ -714,17 +717,18 @@ class Service:
     async def _reload(self) -> None:
         """Take over routes, partners, destinations, certificates and users; a bad file changes nothing (R32)."""
         await self.ready.wait()  # the file may have changed since the start read it
-        watchdog.reloading()
-        try:
-            new = await asyncio.to_thread(load, self.configuration.source)
-            blocking = [one for one in advice(new) if one.blocks]
-            if blocking:
-                raise ConfigurationError(f"{blocking[0].key}: {blocking[0].what}")
-            await self._take_over(new)
-        except GatewayError as error:
-            log.error("reload_refused", exc_info=error)  # noqa: TRY400
-        finally:
-            watchdog.ready()
+        async with self._reading:
+            watchdog.reloading()
+            try:
+                new = await asyncio.to_thread(load, self.configuration.source)
+                blocking = [one for one in advice(new) if one.blocks]
+                if blocking:
+                    raise ConfigurationError(f"{blocking[0].key}: {blocking[0].what}")
+                await self._take_over(new)
+            except GatewayError as error:
+                log.error("reload_refused", exc_info=error)  # noqa: TRY400
+            finally:
+                watchdog.ready()
 
     async def _take_over(self, new: Configuration) -> None:
         now, needed = datetime.now(UTC), restart_needed(self.configuration, new)

@@ -1,0 +1,123 @@
+"""The wiring of one gateway in this process: what a reload takes over, and what it leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from pki import leaf
+
+from gateway import keys
+from gateway.config import Configuration, load
+from gateway.service import Service
+
+TEXT = """
+[gateway]
+name = "gw.hospital.test"
+postmaster = "it@hospital.test"
+data = "data"
+[limits]
+free_space = "1 MB"
+[storescp]
+title = "GATEWAY"
+listen = "127.0.0.1:0"
+callers = ["CT1"]
+[relay]
+host = "127.0.0.1"
+port = 9
+tls = "none"
+sender = "gw@hospital.test"
+[partner.clinic-a]
+address = "a@clinic-a.test"
+send = "plain"
+[[route]]
+name = "out"
+called = "OUT"
+mail = ["clinic-a"]
+[console]
+listen = "127.0.0.1:0"
+users_file = "users"
+"""
+
+
+class Gateway:
+    """A gateway that runs in this process, and its file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "gateway.toml"
+        self.users = folder / "users"
+        self.users.touch()
+        self.file.write_text(TEXT, "utf-8")
+        self.service = Service(load(self.file))
+
+    def write(self, old: str, new: str) -> None:
+        """Change the file."""
+        self.file.write_text(self.file.read_text("utf-8").replace(old, new), "utf-8")
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway that is ready."""
+    made = Gateway(tmp_path)
+    life = asyncio.create_task(made.service.run())
+    waiting = asyncio.create_task(made.service.ready.wait())
+    await asyncio.wait({life, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    yield made
+    made.service.stopping.set()
+    await life
+
+
+async def test_of_two_reloads_the_later_file_stays_in_force(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the first one needs to read its certificates: they go one after the other."""
+    reading, go_on = threading.Event(), threading.Event()
+    read = keys.load
+
+    def slow(configuration: Configuration) -> keys.Keys:
+        if configuration.storescp.callers == ("MR1",):
+            reading.set()
+            assert go_on.wait(30)
+        return read(configuration)
+
+    monkeypatch.setattr(keys, "load", slow)
+    gateway.write('"CT1"', '"MR1"')
+    first = asyncio.create_task(gateway.service._reload())
+    await asyncio.to_thread(reading.wait, 30)
+    gateway.write('"MR1"', '"US1"')
+    second = asyncio.create_task(gateway.service._reload())
+    await asyncio.wait({second}, timeout=0.5)
+    go_on.set()
+    await asyncio.gather(first, second)
+    assert gateway.service.configuration.storescp.callers == ("US1",)
+
+
+async def test_keys_that_are_read_anew_beside_a_reload_are_those_of_its_configuration(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look around began to read anchors and imported certificates by the old file, and ends after the reload."""
+    reading, go_on = threading.Event(), threading.Event()
+    read = keys.load
+
+    def slow(configuration: Configuration) -> keys.Keys:
+        found = read(configuration)
+        if "clinic-b" not in configuration.partner:
+            reading.set()
+            assert go_on.wait(30)
+        return found
+
+    leaf(address="b@clinic-b.test").write(gateway.file.parent, "b")
+    imported = gateway.service.configuration.gateway.data / "partners" / "clinic-a.pem"
+    imported.parent.mkdir()
+    monkeypatch.setattr(keys, "load", slow)
+    imported.write_bytes((gateway.file.parent / "b.pem").read_bytes())
+    renewing = asyncio.create_task(gateway.service._renew_keys())
+    await asyncio.to_thread(reading.wait, 30)
+    gateway.write("[[route]]", '[partner.clinic-b]\naddress = "b@clinic-b.test"\ncertificate = "b.pem"\n[[route]]')
+    reloading = asyncio.create_task(gateway.service._reload())
+    await asyncio.wait({reloading}, timeout=0.5)
+    go_on.set()
+    await asyncio.gather(renewing, reloading)
+    assert set(gateway.service.compose.keyring.partners) == {"clinic-a", "clinic-b"}
