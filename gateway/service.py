@@ -110,19 +110,18 @@ class Scu:
     """Destinations of the configuration, reached by the Storage SCU. Blocking; any thread may call.
 
     Args:
-        configuration: Its destinations; their certificates are read here and at ``reload``.
+        configuration: Its destinations; their certificates are read here.
 
     Raises:
         ConfigurationError: A certificate, its key or a ``ca`` cannot be used.
     """
 
     def __init__(self, configuration: Configuration) -> None:
-        self._tls: Mapping[ClientTls, ssl.SSLContext] = {}
-        self.reload(configuration)
+        self._tls: Mapping[ClientTls, ssl.SSLContext] = client_certificates(configuration)
 
-    def reload(self, configuration: Configuration) -> None:
-        """Read the certificates anew; when one cannot be used, all stay as they are (R32)."""
-        self._tls = {each.tls: client_tls(each.tls) for each in configuration.ae.values() if each.tls is not None}
+    def reload(self, tls: Mapping[ClientTls, ssl.SSLContext]) -> None:
+        """Use other certificates from now on, as ``client_certificates`` has read them."""
+        self._tls = tls
 
     def open(self, entity: ApplicationEntity, proposed: Sequence[contexts.Context]) -> storescu.Association:
         """Negotiate an association."""
@@ -149,6 +148,15 @@ class Scu:
 
     def _peer(self, entity: ApplicationEntity) -> storescu.Peer:
         return peer(entity, self._tls.get(entity.tls) if entity.tls is not None else None)
+
+
+def client_certificates(configuration: Configuration) -> dict[ClientTls, ssl.SSLContext]:
+    """Read the certificates for all destinations.
+
+    Raises:
+        ConfigurationError: A certificate, its key or a ``ca`` cannot be used.
+    """
+    return {each.tls: client_tls(each.tls) for each in configuration.ae.values() if each.tls is not None}
 
 
 def peer(entity: ApplicationEntity, tls: ssl.SSLContext | None = None) -> storescu.Peer:
@@ -252,6 +260,14 @@ async def _password(path: Path) -> str:
     except (OSError, UnicodeError) as error:
         text = f"password_file cannot be read: {type(error).__name__}"
         raise MailboxError(text, State.LOGIN_REFUSED) from None
+
+
+def _smtp_tls(configuration: Configuration) -> ssl.SSLContext | None:
+    """The certificate of the SMTP door; None when it has none."""
+    settings = configuration.smtp
+    if settings is None or settings.certificate is None or settings.key_file is None:
+        return None
+    return server_tls(settings.certificate, settings.key_file)
 
 
 def _dicom_door(configuration: Configuration) -> dict[str, Any]:
@@ -547,9 +563,6 @@ class Service:
         configuration = self.configuration
         settings = configuration.smtp
         assert settings is not None
-        tls = None
-        if settings.certificate is not None and settings.key_file is not None:
-            tls = server_tls(settings.certificate, settings.key_file)
         if settings.users_file is not None:
             self._users = Users(settings.users_file)
             self._users.load()
@@ -558,7 +571,7 @@ class Service:
             hostname=configuration.gateway.name,
             limits=Limits(configuration.limits.message, configuration.limits.header),
             incoming=self.receive,
-            tls=tls,
+            tls=_smtp_tls(configuration),
             authenticate=self._authenticate if self._users is not None else None,
         )
 
@@ -733,17 +746,22 @@ class Service:
     async def _take_over(self, new: Configuration) -> None:
         now, needed = datetime.now(UTC), restart_needed(self.configuration, new)
         new = in_force(self.configuration, new)
-        self.scu.reload(new)
-        if self._smtp is not None and new.smtp is not None and new.smtp.certificate and new.smtp.key_file:
-            self._smtp.tls = server_tls(new.smtp.certificate, new.smtp.key_file)
-        if self._storescp is not None and new.storescp is not None:
-            self._storescp.reload(new.storescp, **_dicom_door(new))
-        for users in (self._users, self._accounts):
-            if users is not None:
-                users.load()
+        # What a bad file may refuse comes before the first change: a part of a configuration is none (R32).
+        to_peers = client_certificates(new)
+        to_us = _smtp_tls(new) if self._smtp is not None else None
+        dicom = _dicom_door(new) if self._storescp is not None and new.storescp is not None else None
+        doors = [users for users in (self._users, self._accounts) if users is not None]
+        read = [users.read() for users in doors]
+        keyring = await self._load_keys(new)
         for key in needed:
             log.warning("needs_restart", key=key)
-        keyring = await self._load_keys(new)
+        self.scu.reload(to_peers)
+        if self._smtp is not None and to_us is not None:
+            self._smtp.tls = to_us
+        if self._storescp is not None and new.storescp is not None and dicom is not None:
+            self._storescp.reload(new.storescp, **dicom)
+        for users, known in zip(doors, read, strict=True):
+            users.take(known)
         self.configuration = new
         self._use(keyring)
         self.freshness.reload(new)

@@ -32,6 +32,9 @@ MAX_PASSWORD: Final = 1024
 _NAME = re.compile(r"[^\s:#\x00-\x1f\x7f][^:\x00-\x1f\x7f]{0,254}(?<!\s)")
 _ROLE = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
+Known = dict[str, tuple[str, str]]
+"""Hash and role by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class User:
@@ -56,15 +59,27 @@ class Users:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._hasher = PasswordHasher()
-        self._known: dict[str, tuple[str, str]] = {}
+        self._known: Known = {}
 
     def load(self) -> None:
-        """Read the file.
+        """Read the file, and take over what it says.
 
         Raises:
             ConfigurationError: There is none, or a line of it is no user. The line is named, never shown.
         """
-        self._known = _known(self.path, _lines(self.path))
+        self.take(self.read())
+
+    def read(self) -> Known:
+        """Read the file, and change nothing yet.
+
+        Raises:
+            ConfigurationError: There is none, or a line of it is no user. The line is named, never shown.
+        """
+        return _known(self.path, _lines(self.path))
+
+    def take(self, known: Known) -> None:
+        """Let those log in from now on that were read."""
+        self._known = known
 
     def verify(self, name: str, password: str) -> str | None:
         """Say what role a name with this password has; None when the two do not belong together.
@@ -159,9 +174,8 @@ def _name(line: str) -> str | None:
     return line.partition(":")[0] if _is_user(line) else None
 
 
-def _known(path: Path, lines: list[str]) -> dict[str, tuple[str, str]]:
-    """Hash and role by name."""
-    known: dict[str, tuple[str, str]] = {}
+def _known(path: Path, lines: list[str]) -> Known:
+    known: Known = {}
     for number, line in enumerate(lines, 1):
         if not _is_user(line):
             continue

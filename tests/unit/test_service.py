@@ -71,6 +71,15 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     await life
 
 
+async def test_a_reload_that_is_refused_has_changed_nothing(gateway: Gateway) -> None:
+    """R32: the last file to be read is bad; what stands before it in the configuration is not in force either."""
+    gateway.write('callers = ["CT1"]', 'callers = ["MR1"]')
+    gateway.users.write_text("no user\n", "utf-8")
+    await gateway.service._reload()
+    assert gateway.service.configuration.storescp.callers == ("CT1",)
+    assert gateway.service._storescp.settings.callers == ("CT1",)
+
+
 async def test_of_two_reloads_the_later_file_stays_in_force(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the first one needs to read its certificates: they go one after the other."""
     reading, go_on = threading.Event(), threading.Event()
