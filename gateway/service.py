@@ -12,7 +12,7 @@ import shutil
 import signal
 import ssl
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,17 @@ import structlog
 from sqlalchemy import Connection, delete, insert, select
 
 from gateway import control, keys, logs, metrics, partners, watchdog
-from gateway.config import ApplicationEntity, ClientTls, Configuration, Console, advice, in_force, load, restart_needed
+from gateway.config import (
+    Advice,
+    ApplicationEntity,
+    ClientTls,
+    Configuration,
+    Console,
+    advice,
+    in_force,
+    load,
+    restart_needed,
+)
 from gateway.core import commitment, contexts, query, reader, transcode, unsealing
 from gateway.core.cms.revocation import Inspection, Source, inspect
 from gateway.core.mailbox import State
@@ -734,9 +744,9 @@ class Service:
             watchdog.reloading()
             try:
                 new = await asyncio.to_thread(load, self.configuration.source)
-                blocking = [one for one in advice(new) if one.blocks]
-                if blocking:
-                    raise ConfigurationError(f"{blocking[0].key}: {blocking[0].what}")
+                _demand_good(advice(new), "")
+                # A file that is good as a whole may not be when half of it waits for a restart.
+                _demand_good(advice(in_force(self.configuration, new)), ", as long as nobody restarts the gateway")
                 await self._take_over(new)
             except GatewayError as error:
                 log.error("reload_refused", exc_info=error)  # noqa: TRY400
@@ -771,6 +781,12 @@ class Service:
         await self.ledger.write(lambda c: _part_with_removed(c, new, now))
         await self.janitor.reissue(now)
         log.info("reloaded")
+
+
+def _demand_good(found: Iterable[Advice], when: str) -> None:
+    for one in found:
+        if one.blocks:
+            raise ConfigurationError(f"{one.key}: {one.what}{when}")
 
 
 def _begin(connection: Connection, now: datetime) -> bool:

@@ -158,6 +158,8 @@ def _settings(configuration: Configuration) -> Iterator[tuple[str, str, str, Any
     """Everything the file sets itself: its pattern, its key, the name of its section, its value."""
     for kind in _set_fields(configuration):
         section = getattr(configuration, kind)
+        if section is None:
+            continue  # the file has it since the start: it waits for a restart
         if kind in NAMED:
             for name, named in section.items():
                 yield f"{kind}.NAME", f"{kind}.{name}", name, named

@@ -666,6 +666,7 @@ def test_what_needs_a_restart_stays_as_it_was_until_then(tmp_path: Path) -> None
     assert config.restart_needed(held, new) == needed
     assert config.restart_needed(old, held) == ()
     assert config.in_force(old, old) == old
+    assert {one.key for one in config.advice(held)} == {one.key for one in config.advice(old)}
 
 
 def test_reload_takes_over_the_dicom_door(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pki import leaf
 
 from gateway import keys
-from gateway.config import Configuration, load
+from gateway.config import Configuration, Listen, load
 from gateway.service import Service
 
 TEXT = """
@@ -78,6 +78,17 @@ async def test_a_reload_that_is_refused_has_changed_nothing(gateway: Gateway) ->
     await gateway.service._reload()
     assert gateway.service.configuration.storescp.callers == ("CT1",)
     assert gateway.service._storescp.settings.callers == ("CT1",)
+
+
+async def test_a_reload_opens_no_door_that_a_start_would_refuse_to_open(gateway: Gateway) -> None:
+    """The file moves it to loopback at a restart and lets anybody call at once: what would be in force counts."""
+    before = gateway.service.configuration
+    listening = before.storescp.model_copy(update={"listen": Listen("0.0.0.0", 11112)})
+    gateway.service.configuration = before.model_copy(update={"storescp": listening})
+    gateway.write('callers = ["CT1"]\n', "")
+    await gateway.service._reload()
+    assert gateway.service._storescp.settings.callers == ("CT1",)
+    assert gateway.service.configuration.storescp.callers == ("CT1",)
 
 
 async def test_of_two_reloads_the_later_file_stays_in_force(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
