@@ -12,7 +12,7 @@ import shutil
 import signal
 import ssl
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -270,6 +270,12 @@ async def _password(path: Path) -> str:
     except (OSError, UnicodeError) as error:
         text = f"password_file cannot be read: {type(error).__name__}"
         raise MailboxError(text, State.LOGIN_REFUSED) from None
+
+
+def _read_users(path: Path) -> Users:
+    users = Users(path)
+    users.load()
+    return users
 
 
 def _smtp_tls(configuration: Configuration) -> ssl.SSLContext | None:
@@ -556,8 +562,7 @@ class Service:
 
     def _make_pages(self, settings: Console, stack: contextlib.AsyncExitStack) -> Pages:
         assert settings.users_file is not None
-        self._accounts = Users(settings.users_file)
-        self._accounts.load()
+        self._accounts = _read_users(settings.users_file)
         engine = connect_reader(control.ledger_url(self.configuration))
         stack.callback(engine.dispose)
         insight = Insight(lambda: self.configuration, self.readings, self.ledger, self._search_key, self._perform)
@@ -574,8 +579,7 @@ class Service:
         settings = configuration.smtp
         assert settings is not None
         if settings.users_file is not None:
-            self._users = Users(settings.users_file)
-            self._users.load()
+            self._users = _read_users(settings.users_file)
         return SmtpDoor(
             settings,
             hostname=configuration.gateway.name,
@@ -588,6 +592,12 @@ class Service:
     async def _authenticate(self, name: str, password: str) -> bool:
         assert self._users is not None
         return await asyncio.to_thread(self._users.verify, name, password) is not None
+
+    def _logins(self, configuration: Configuration) -> Iterator[tuple[Users, Path]]:
+        """Who may log in at each open door, with the file that says so."""
+        for users, section in ((self._users, configuration.smtp), (self._accounts, configuration.console)):
+            if users is not None and section is not None and section.users_file is not None:
+                yield users, section.users_file
 
     async def _on_report(self, report: commitment.Report) -> bool:
         return await self.store.report(report.transaction, report.committed, report.failed)
@@ -760,8 +770,7 @@ class Service:
         to_peers = client_certificates(new)
         to_us = _smtp_tls(new) if self._smtp is not None else None
         dicom = _dicom_door(new) if self._storescp is not None and new.storescp is not None else None
-        doors = [users for users in (self._users, self._accounts) if users is not None]
-        read = [users.read() for users in doors]
+        users = [(one, _read_users(section)) for one, section in self._logins(new)]
         keyring = await self._load_keys(new)
         for key in needed:
             log.warning("needs_restart", key=key)
@@ -770,8 +779,8 @@ class Service:
             self._smtp.tls = to_us
         if self._storescp is not None and new.storescp is not None and dicom is not None:
             self._storescp.reload(new.storescp, **dicom)
-        for users, known in zip(doors, read, strict=True):
-            users.take(known)
+        for one, read in users:
+            one.follow(read)
         self.configuration = new
         self._use(keyring)
         self.freshness.reload(new)

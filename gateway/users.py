@@ -32,9 +32,6 @@ MAX_PASSWORD: Final = 1024
 _NAME = re.compile(r"[^\s:#\x00-\x1f\x7f][^:\x00-\x1f\x7f]{0,254}(?<!\s)")
 _ROLE = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
-Known = dict[str, tuple[str, str]]
-"""Hash and role by name."""
-
 
 @dataclass(frozen=True, slots=True)
 class User:
@@ -59,27 +56,19 @@ class Users:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._hasher = PasswordHasher()
-        self._known: Known = {}
+        self._known: dict[str, tuple[str, str]] = {}
 
     def load(self) -> None:
-        """Read the file, and take over what it says.
+        """Read the file.
 
         Raises:
             ConfigurationError: There is none, or a line of it is no user. The line is named, never shown.
         """
-        self.take(self.read())
+        self._known = _known(self.path, _lines(self.path))
 
-    def read(self) -> Known:
-        """Read the file, and change nothing yet.
-
-        Raises:
-            ConfigurationError: There is none, or a line of it is no user. The line is named, never shown.
-        """
-        return _known(self.path, _lines(self.path))
-
-    def take(self, known: Known) -> None:
-        """Let those log in from now on that were read."""
-        self._known = known
+    def follow(self, other: Users) -> None:
+        """Know whom another one has read, and where."""
+        self.path, self._known = other.path, other._known
 
     def verify(self, name: str, password: str) -> str | None:
         """Say what role a name with this password has; None when the two do not belong together.
@@ -174,8 +163,9 @@ def _name(line: str) -> str | None:
     return line.partition(":")[0] if _is_user(line) else None
 
 
-def _known(path: Path, lines: list[str]) -> Known:
-    known: Known = {}
+def _known(path: Path, lines: list[str]) -> dict[str, tuple[str, str]]:
+    """Hash and role by name."""
+    known: dict[str, tuple[str, str]] = {}
     for number, line in enumerate(lines, 1):
         if not _is_user(line):
             continue

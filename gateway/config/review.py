@@ -61,7 +61,11 @@ _RELOADED: Final = frozenset(
         *("storescp.associations", "storescp.max_pdu", "storescp.unknown_classes"),
     }
 )
-_RELOADED_KEYS: Final = frozenset({"certificate", "key_file", "users_file", "ca"})
+_RELOADED_KEYS: Final = frozenset({"certificate", "key_file", "users_file"})
+"""Taken over where a door has one already: it begins with none, and does without none, before a restart."""
+
+_BEGUN: Final = frozenset({"smtp.certificate", "smtp.key_file"})
+"""What a door begins with all the same: STARTTLS is offered to the next peer."""
 
 
 def restart_needed(old: Configuration, new: Configuration) -> tuple[str, ...]:
@@ -93,19 +97,21 @@ def _left(kind: str, old: Configuration, new: Configuration) -> list[str]:
     """The keys of a section that a reload leaves as they are; the section alone when it has none in common."""
     if kind in _RELOADED:
         return []
-    changed = _changed(kind, getattr(old, kind), getattr(new, kind))
-    return [key for key in changed if key not in _RELOADED and key.rpartition(".")[2] not in _RELOADED_KEYS]
+    before, after = getattr(old, kind), getattr(new, kind)
+    if before == after:
+        return []
+    if not (isinstance(before, Section) and isinstance(after, Section)):
+        return [kind]
+    fields = type(before).model_fields
+    return [f"{kind}.{field}" for field in fields if _waits(kind, field, getattr(before, field), getattr(after, field))]
 
 
-def _changed(kind: str, old: object, new: object) -> Iterator[str]:
-    if old == new:
-        return
-    if isinstance(old, Section) and isinstance(new, Section):
-        for field in type(old).model_fields:
-            if getattr(old, field) != getattr(new, field):
-                yield f"{kind}.{field}"
-    else:
-        yield kind
+def _waits(kind: str, field: str, before: object, after: object) -> bool:
+    """Whether a key has changed, and a reload leaves it."""
+    key = f"{kind}.{field}"
+    if before == after or key in _RELOADED:
+        return False
+    return field not in _RELOADED_KEYS or after is None or (before is None and key not in _BEGUN)
 
 
 # ---------------------------------------------------------------------------------------------------------------

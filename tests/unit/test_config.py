@@ -687,3 +687,25 @@ def test_reload_takes_over_certificates(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     text = GATEWAY + INBOUND.replace("[ae", 'certificate = "a.pem"\nkey_file = "a.pem"\n[ae')
     assert config.restart_needed(load(tmp_path, text), load(tmp_path, text.replace("a.pem", "b.pem"))) == ()
+
+
+def test_what_a_door_begins_or_ends_with_needs_a_restart(tmp_path: Path) -> None:
+    """Logins, and TLS of the console; the relay is checked with the anchors of its start."""
+    for name in ("a.pem", "b.pem"):
+        (tmp_path / name).touch()
+    smtp = INBOUND.replace("[ae", 'certificate = "a.pem"\nkey_file = "a.pem"\n[ae')
+    relay = '[relay]\nhost = "relay.test"\nsender = "gw@hospital.test"\nca = "a.pem"\n[console]\n'
+    text = GATEWAY + smtp + relay
+    old = load(tmp_path, text)
+    assert config.restart_needed(load(tmp_path, GATEWAY + INBOUND + relay), old) == ()
+    users = load(tmp_path, text.replace("[ae", 'users_file = "u"\n[ae') + 'users_file = "u"\n')
+    assert config.restart_needed(old, users) == ("smtp.users_file", "console.users_file")
+    assert config.restart_needed(users, old) == ("smtp.users_file", "console.users_file")
+    assert config.restart_needed(old, load(tmp_path, GATEWAY + INBOUND + relay)) == (
+        "smtp.certificate",
+        "smtp.key_file",
+    )
+    secured = load(tmp_path, text + 'certificate = "a.pem"\nkey_file = "a.pem"\n')
+    assert config.restart_needed(old, secured) == ("console.certificate", "console.key_file")
+    other = load(tmp_path, text.replace('ca = "a.pem"', 'ca = "b.pem"'))
+    assert config.restart_needed(old, other) == ("relay.ca",)

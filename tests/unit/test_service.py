@@ -13,6 +13,7 @@ from pki import leaf
 from gateway import keys
 from gateway.config import Configuration, Listen, load
 from gateway.service import Service
+from gateway.users import Users
 
 TEXT = """
 [gateway]
@@ -141,3 +142,13 @@ async def test_keys_that_are_read_anew_beside_a_reload_are_those_of_its_configur
     go_on.set()
     await asyncio.gather(renewing, reloading)
     assert set(gateway.service.compose.keyring.partners) == {"clinic-a", "clinic-b"}
+
+
+async def test_a_users_file_of_another_name_is_taken_over(gateway: Gateway, tmp_path: Path) -> None:
+    """Who stands in the old file alone is out, who stands in the new one is in."""
+    Users(tmp_path / "users").add("old", "secret")
+    Users(tmp_path / "others").add("new", "secret")
+    gateway.write('"users"', '"others"')
+    await gateway.service._reload()
+    accounts = gateway.service._accounts
+    assert (accounts.mark("old") is None, accounts.mark("new") is None) == (True, False)
