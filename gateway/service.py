@@ -28,6 +28,7 @@ from gateway.config import (
     ClientTls,
     Configuration,
     Console,
+    Smtp,
     advice,
     in_force,
     load,
@@ -278,9 +279,8 @@ def _read_users(path: Path) -> Users:
     return users
 
 
-def _smtp_tls(configuration: Configuration) -> ssl.SSLContext | None:
-    """The certificate of the SMTP door; None when it has none."""
-    settings = configuration.smtp
+def _door_tls(settings: Smtp | Console | None) -> ssl.SSLContext | None:
+    """The certificate of a door; None when it has none."""
     if settings is None or settings.certificate is None or settings.key_file is None:
         return None
     return server_tls(settings.certificate, settings.key_file)
@@ -513,10 +513,8 @@ class Service:
             lambda: self._storescp.counters if self._storescp else None,
         )
         if (console := configuration.console) is not None:
-            tls = None
-            if console.certificate is not None and console.key_file is not None:
-                tls = server_tls(console.certificate, console.key_file)
             pages = self._make_pages(console, stack) if console.users_file is not None else None
+            tls = _door_tls(console)
             door = HttpDoor("console", console.listen, registry=registry, ready=self._shut, tls=tls, pages=pages)
             await self._open_http(stack, door)
         if configuration.metrics is not None:
@@ -585,7 +583,7 @@ class Service:
             hostname=configuration.gateway.name,
             limits=Limits(configuration.limits.message, configuration.limits.header),
             incoming=self.receive,
-            tls=_smtp_tls(configuration),
+            tls=_door_tls(settings),
             authenticate=self._authenticate if self._users is not None else None,
         )
 
@@ -768,15 +766,18 @@ class Service:
         new = in_force(self.configuration, new)
         # What a bad file may refuse comes before the first change: a part of a configuration is none (R32).
         to_peers = client_certificates(new)
-        to_us = _smtp_tls(new) if self._smtp is not None else None
+        to_smtp, to_console = _door_tls(new.smtp), _door_tls(new.console)
         dicom = _dicom_door(new) if self._storescp is not None and new.storescp is not None else None
         users = [(one, _read_users(section)) for one, section in self._logins(new)]
         keyring = await self._load_keys(new)
         for key in needed:
             log.warning("needs_restart", key=key)
         self.scu.reload(to_peers)
-        if self._smtp is not None and to_us is not None:
-            self._smtp.tls = to_us
+        if self._smtp is not None and to_smtp is not None:
+            self._smtp.tls = to_smtp
+        for door in self.http:
+            if door.section == "console" and to_console is not None:
+                door.tls = to_console
         if self._storescp is not None and new.storescp is not None and dicom is not None:
             self._storescp.reload(new.storescp, **dicom)
         for one, read in users:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from pki import leaf
 
 from gateway import keys
@@ -59,10 +62,9 @@ class Gateway:
         self.file.write_text(self.file.read_text("utf-8").replace(old, new), "utf-8")
 
 
-@pytest.fixture
-async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
-    """A gateway that is ready."""
-    made = Gateway(tmp_path)
+@asynccontextmanager
+async def alive(made: Gateway) -> AsyncIterator[Gateway]:
+    """Let a gateway run until it is ready, and stop it at the end."""
     life = asyncio.create_task(made.service.run())
     waiting = asyncio.create_task(made.service.ready.wait())
     await asyncio.wait({life, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -70,6 +72,13 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     yield made
     made.service.stopping.set()
     await life
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway that is ready."""
+    async with alive(Gateway(tmp_path)) as made:
+        yield made
 
 
 async def test_a_reload_that_is_refused_has_changed_nothing(gateway: Gateway) -> None:
@@ -152,3 +161,23 @@ async def test_a_users_file_of_another_name_is_taken_over(gateway: Gateway, tmp_
     await gateway.service._reload()
     accounts = gateway.service._accounts
     assert (accounts.mark("old") is None, accounts.mark("new") is None) == (True, False)
+
+
+async def test_a_renewed_certificate_of_the_console_is_shown_after_a_reload(tmp_path: Path) -> None:
+    """As at the other doors: nobody restarts a gateway because a certificate runs out. Of another kind of key, too."""
+    made = Gateway(tmp_path)
+    first, second = leaf(kind="rsa-2048/first"), leaf(kind="P-256/second")
+    first.write(tmp_path, "tls")
+    made.file.write_text(made.file.read_text("utf-8") + 'certificate = "tls.pem"\nkey_file = "tls.key"\n', "utf-8")
+    made.service = Service(load(made.file))
+    async with alive(made) as gateway:
+        (door,) = gateway.service.http
+        assert await asyncio.to_thread(shown, door.address) == first.certificate.public_bytes(Encoding.DER)
+        second.write(tmp_path, "tls")
+        await gateway.service._reload()
+        assert await asyncio.to_thread(shown, door.address) == second.certificate.public_bytes(Encoding.DER)
+
+
+def shown(address: tuple[str, int]) -> bytes:
+    """The certificate that a door shows to whoever calls."""
+    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(address))

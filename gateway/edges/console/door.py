@@ -42,7 +42,7 @@ class HttpDoor:
         listen: Host and port; port 0 lets the system choose.
         registry: What /metrics shows.
         ready: Asked by /health/ready: the listening doors that are shut and should not be. It must not block.
-        tls: Our certificate; None serves without TLS.
+        tls: Our certificate; None serves without TLS. May be replaced while running: the next connection gets it.
         pages: The web console; None for health and metrics only.
     """
 
@@ -97,6 +97,8 @@ class HttpDoor:
         """
         host, port = self.listen
         loop = asyncio.get_running_loop()
+        if self.tls is not None:
+            self.tls.sni_callback = self._use_newest
         try:
             self._server = await loop.create_server(
                 lambda: _Connection(self, self._config, self._state), host, port, ssl=self.tls, backlog=CONNECTIONS
@@ -106,6 +108,11 @@ class HttpDoor:
                 f"[{self.section}] cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}",
                 hint=f"end what listens there, or change {self.section}.listen",
             ) from error
+
+    def _use_newest(self, wire: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        # The listener keeps the context it began with; OpenSSL asks here at each handshake, with a name or without.
+        if self.tls is not None:
+            wire.context = self.tls
 
     async def close(self) -> None:
         """Stop listening and end every connection; what is being answered gets GRACE seconds. Safe to call twice."""
