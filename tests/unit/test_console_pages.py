@@ -502,6 +502,48 @@ async def test_streams_end_with_the_door_and_are_not_too_many() -> None:
         assert [piece async for piece in stream] == []
 
 
+async def test_pages_that_open_at_once_have_one_who_asks() -> None:
+    """A browser that comes back opens all its tabs: while the first question is out, nobody begins a second watch."""
+    answer = asyncio.Event()
+
+    async def newest() -> int:
+        await answer.wait()
+        return 1
+
+    live = Live(newest)
+    live.every = 0.01
+    streams = [live.stream(lambda: True) for _ in range(3)]
+    waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    await asyncio.sleep(0)
+    answer.set()
+    await asyncio.gather(*waiting)
+    for stream in streams:
+        await stream.aclose()
+    await asyncio.sleep(0)
+    assert [task for task in asyncio.all_tasks() if task.get_name() == "console-live"] == []
+
+
+async def test_a_ledger_that_needs_too_long_once_ends_no_watch() -> None:
+    """The disk hung for a while: then pages are told again what happens, and are not left with an old number."""
+    number, late = 1, 0
+
+    async def newest() -> int:
+        nonlocal late
+        if late:
+            late -= 1
+            raise TimeoutError
+        return number
+
+    live = Live(newest)
+    live.every = 0.01
+    stream = live.stream(lambda: True)
+    assert "data: 1" in await anext(stream)
+    late, number = 1, 2
+    async with asyncio.timeout(10):
+        assert "event: change\ndata: 2" in await anext(stream)
+    await stream.aclose()
+
+
 async def test_too_many_open_pages_are_told_so(console: Console) -> None:
     """The other connections are for pages and probes."""
     await console.log_in()

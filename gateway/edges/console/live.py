@@ -37,6 +37,7 @@ class Live:
         self._number = -1
         self._tick = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
+        self._beginning = asyncio.Lock()
         self._open = 0
         self._closed = False
 
@@ -53,9 +54,10 @@ class Live:
         """
         self._open += 1
         try:
-            if self._watching is None:
-                self._number = await self._newest()
-                self._watching = asyncio.create_task(self._watch(), name="console-live")
+            async with self._beginning:  # who comes while the first one asks shall not begin a second watch
+                if self._watching is None:
+                    self._number = await self._newest()
+                    self._watching = asyncio.create_task(self._watch(), name="console-live")
             told, end = self._number, asyncio.get_running_loop().time() + self.lifetime
             yield f"retry: 1000\nid: {told}\nevent: hello\ndata: {told}\n\n"
             while not self._closed and asyncio.get_running_loop().time() < end:
@@ -83,7 +85,7 @@ class Live:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self.every)
-            with contextlib.suppress(GatewayError):
+            with contextlib.suppress(GatewayError, TimeoutError):  # busy, or too slow: it is asked again
                 self._number = await self._newest()
             self._wake()
 
