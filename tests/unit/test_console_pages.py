@@ -410,6 +410,24 @@ def test_lights_name_what_is_wrong(tmp_path: Path) -> None:
     assert look({}, {"imap.a": well})["imap.a"].colour is lights.Colour.WELL
 
 
+def test_the_light_of_the_disk_goes_by_the_limit_that_is_in_force(tmp_path: Path) -> None:
+    """Where the file names none it is a tenth of the disk or 5 GiB: below it mail is refused, and that is not well."""
+    around = Around(configuration(tmp_path, CONFIGURATION.replace('free_space = "1 MB"', "")))
+    assert around.configuration.limits.free_space is None
+    for free, colour in ((5 << 30, lights.Colour.WELL), ((5 << 30) - 1, lights.Colour.BAD)):
+        around.room = (free, 100 << 30)
+        assert {one.name: one.colour for one in lights.panel(around, {}, {}, NOW).house}["disk"] is colour
+
+
+def test_the_light_of_a_partner_is_about_its_own_certificate(tmp_path: Path) -> None:
+    """Not about that of another one whose name begins alike."""
+    text = CONFIGURATION + '\n[partner.clinic]\naddress = "x@other.example"\n'
+    around = Around(configuration(tmp_path, text), certificates={"partner.clinic-a": NOW.timestamp() - 1})
+    seen = {one.name: one for one in lights.panel(around, {}, {}, NOW).partners}
+    assert seen["clinic-a"].colour is lights.Colour.BAD
+    assert (seen["clinic"].colour, seen["clinic"].text) == (lights.Colour.IDLE, "nothing exchanged yet")
+
+
 def lane(**changes: Any) -> Any:
     """A row of the table of destinations."""
     values = {"paused": False, "breaker_until": None, "down_since": None, "trouble": "", "answered_at": NOW}

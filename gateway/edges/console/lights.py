@@ -124,7 +124,7 @@ def _partners(running: Running, now: datetime) -> Iterator[Light]:
         seen = max((last.get((name, way), 0.0) for way in ("in", "out")), default=0.0)
         since = datetime.fromtimestamp(seen, UTC) if seen else None
         text, colour = ("last exchange", Colour.WELL) if seen else ("nothing exchanged yet", Colour.IDLE)
-        end = next((at for subject, at in ends.items() if subject.startswith(f"partner.{name}")), None)
+        end = ends.get(f"partner.{name}")
         if end is not None and (left := _left(end, now)) is not None:
             colour, text, since = left[0], f"its certificate {left[1]}", datetime.fromtimestamp(end, UTC)
         yield Light(name, "partner", colour, text, since)
@@ -133,7 +133,7 @@ def _partners(running: Running, now: datetime) -> Iterator[Light]:
 def _house(running: Running, now: datetime) -> Iterator[Light]:
     free, room = running.room
     if room:
-        low = free < (running.configuration.limits.free_space or 0)
+        low = free < running.configuration.limits.free_space_floor(room)
         colour = Colour.BAD if low else Colour.WELL
         do = "free some space: below the limit nothing is taken in" if low else ""
         yield Light("disk", "data folder", colour, f"{100 * free // room} % free", do=do)
