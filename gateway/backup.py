@@ -119,8 +119,13 @@ def make(configuration: Configuration, target: Path, *, with_keys: bool = False)
     if configuration.gateway.database is not None:
         raise UsageError("the ledger is in PostgreSQL, which has its own means", hint=PG_DUMP)
     data = configuration.gateway.data
-    if not (data / LEDGER).is_file():
-        raise GatewayError(f"there is no ledger in {data}", hint="the gateway makes it at its first start")
+    try:
+        (data / LEDGER).stat()
+    except FileNotFoundError:
+        raise GatewayError(f"there is no ledger in {data}", hint="the gateway makes it at its first start") from None
+    except OSError as error:
+        text = f"the ledger in {data} cannot be read: {error.strerror}"
+        raise GatewayError(text, hint="run this as the gateway's user") from None
     target = _claim(target.absolute(), data)
     try:
         return _make(configuration, _Copy(data, target), with_keys=with_keys)

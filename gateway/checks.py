@@ -32,6 +32,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway import control, keys, service
 from gateway.config import ApplicationEntity, Configuration, Listen, advice
+from gateway.config.values import is_there
 from gateway.core import contexts, mailbox
 from gateway.edges import storescu
 from gateway.edges.imap import ImapMailbox
@@ -149,7 +150,7 @@ def check(configuration: Configuration, *, make_folders: bool = False) -> Iterat
 def live(configuration: Configuration, *, make_folders: bool = False) -> Iterator[Check]:
     """Test what the gateway needs: its folder, ledger, doors, certificates, users, destinations and queue."""
     owner = _owner(configuration.gateway.data)
-    yield Check(Mark.OK, "gateway", f"runs as process {owner}" if owner else "does not run now")
+    yield _running(configuration.gateway.data, owner)
     yield from _folder(configuration)
     yield from _ledger(configuration)
     for key, listen in _doors(configuration):
@@ -182,10 +183,28 @@ def _owner(folder: Path) -> int | None:
         os.close(file)
 
 
+def _running(folder: Path, owner: int | None) -> Check:
+    if owner is None and _is_closed(folder):
+        text = f"this user cannot tell whether it runs: {folder} is closed to it"
+        return Check(Mark.WARNING, "gateway", text, "run this as the gateway's user")
+    return Check(Mark.OK, "gateway", f"runs as process {owner}" if owner else "does not run now")
+
+
+def _is_closed(folder: Path) -> bool:
+    """Whether this user may not look into a folder."""
+    try:
+        (folder / "lock").stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _folder(configuration: Configuration) -> Iterator[Check]:
     data = configuration.gateway.data
     subject = "gateway.data"
-    place = next(path for path in (data, *data.parents) if path.exists())
+    place = next(path for path in (data, *data.parents) if is_there(path))
     if trouble := _unwritable(place):
         yield Check(Mark.PROBLEM, subject, f"{place} cannot be written: {trouble}", "run this as the gateway's user")
         return
@@ -237,6 +256,8 @@ def _size(count: float) -> str:
 
 def _ledger(configuration: Configuration) -> Iterator[Check]:
     path = configuration.gateway.data / "ledger.sqlite"
+    if _is_closed(path.parent):
+        return  # said of the folder
     if not path.exists():
         yield Check(Mark.OK, "ledger", "is made at the first start")
         return
@@ -513,7 +534,7 @@ def _mailboxes(configuration: Configuration, *, make_folders: bool) -> Iterator[
 
 def _known_troubles(configuration: Configuration) -> Iterator[Check]:
     """What the gateway itself has to say of its mailboxes: a login alone does not show a second gateway (R3)."""
-    if not (configuration.gateway.data / "ledger.sqlite").exists():
+    if not is_there(configuration.gateway.data / "ledger.sqlite"):
         return
     try:
         state = control.call(configuration, "list", most=1)
@@ -618,7 +639,7 @@ _RELAY_AWAY: Final = "is it up, are relay.host and relay.port right, is a firewa
 
 
 def _queue(configuration: Configuration) -> Iterator[Check]:
-    if not (configuration.gateway.data / "ledger.sqlite").exists():
+    if not is_there(configuration.gateway.data / "ledger.sqlite"):
         return
     try:
         proof = control.call(configuration, "reconcile")

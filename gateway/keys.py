@@ -137,9 +137,20 @@ def _problem(key: str, what: str) -> Advice:
 def _partner(configuration: Configuration, name: str, problems: list[Advice]) -> tuple[x509.Certificate, ...]:
     """The certificates of a partner: from the configuration, else imported."""
     path = configuration.partner[name].certificate or imported(configuration, name)
-    if path == imported(configuration, name) and not path.exists():
+    if path == imported(configuration, name) and _is_missing(path):
         return ()
     return _taken(keyring.certificates, path, LONGEST, f"partner.{name}.certificate", problems) or ()
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether there is no such file; one that this user may not see is a problem of its own."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 T = TypeVar("T")
@@ -158,7 +169,7 @@ def _taken(parse: Callable[[bytes], T], path: Path, most: int, key: str, problem
 
 def _overdue(configuration: Configuration, name: str, problems: list[Advice]) -> Overdue | None:
     path = trusted(configuration, name)
-    if not path.exists():
+    if _is_missing(path):
         return None
     return _taken(read_trusted, path, LONGEST, f"partner.{name}.certificate", problems)
 

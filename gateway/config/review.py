@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from gateway.config.sections import NAMED, Configuration, Mailbox, PopMailbox, Route, Section
-from gateway.config.values import is_loopback
+from gateway.config.values import is_loopback, is_there
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,7 @@ def _open_doors(configuration: Configuration) -> Iterator[Advice]:
             yield Advice("warning", what, "where it comes so, ask for a signature in place of them", key)
         if partner.smtp_user and not (smtp and smtp.users_file):
             yield Advice("problem", "nobody can log in", "set smtp.users_file", f"{key}.smtp_user")
-    if smtp and smtp.users_file and not smtp.users_file.exists():
+    if smtp and smtp.users_file and not is_there(smtp.users_file):
         yield Advice("problem", f"no file {smtp.users_file}", "dicom-mail user add NAME", "smtp.users_file")
     if scp is None or scp.listen.loopback or not any(route.mail for route in configuration.route):
         return
@@ -345,10 +345,10 @@ def _files(configuration: Configuration) -> Iterator[Advice]:
     for key, path in _secret_files(configuration):
         if key.endswith("key_file"):
             yield from _private_key(key, path, configuration.gateway.data)
-        elif path.exists() and path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+        elif is_there(path) and path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
             yield Advice("warning", f"others may read or write {path}", f"chmod o=,g-w {path}", key)
     data = configuration.gateway.data
-    if data.is_dir() and data.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if is_there(data) and data.is_dir() and data.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         yield Advice("problem", f"others may look into {data}", f"chmod 0700 {data}", "gateway.data")
     if not _encrypted(data):
         what = f"{data} does not seem to lie on an encrypted volume"
@@ -365,7 +365,7 @@ def _private_key(key: str, path: Path, data: Path) -> Iterator[Advice]:
     except OSError:
         return
     allowed = stat.S_IRWXU
-    if state.st_uid == 0 and data.exists() and data.stat().st_uid != 0:
+    if state.st_uid == 0 and is_there(data) and data.stat().st_uid != 0:
         allowed |= stat.S_IRGRP  # root's, and handed to the gateway by its group: so the gateway cannot change it
     if stat.S_IMODE(state.st_mode) & ~allowed:
         yield Advice("problem", f"others may read the private key {path}", f"chmod go= {path}", key, blocks=True)
@@ -386,7 +386,7 @@ def _secret_files(configuration: Configuration) -> Iterator[tuple[str, Path]]:
 
 def _encrypted(folder: Path, devices: Path = Path("/sys/dev/block")) -> bool:
     """Whether the volume under a folder is one of dm-crypt, or built upon one, as far as the kernel tells."""
-    while not folder.exists():
+    while not is_there(folder):
         folder = folder.parent
     device = folder.stat().st_dev
     waiting = [devices / f"{os.major(device)}:{os.minor(device)}"]

@@ -301,6 +301,15 @@ def _surroundings(info: ValidationInfo) -> Surroundings | None:
     return info.context if isinstance(info.context, Surroundings) else None
 
 
+def is_there(path: Path) -> bool:
+    """Whether a path exists, as far as this user may see."""
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
+
+
 def _place(value: Path, info: ValidationInfo) -> Path:
     """Make a path absolute."""
     around = _surroundings(info)
@@ -312,7 +321,7 @@ def _place(value: Path, info: ValidationInfo) -> Path:
 def _place_secret(value: Path, info: ValidationInfo) -> Path:
     """Make the path of a secret absolute: $CREDENTIALS_DIRECTORY first, else beside the configuration."""
     around = _surroundings(info)
-    if around and around.credentials and (around.credentials / value).exists():
+    if around and around.credentials and is_there(around.credentials / value):
         return around.credentials / value
     return _place(value, info)
 
@@ -320,8 +329,12 @@ def _place_secret(value: Path, info: ValidationInfo) -> Path:
 def _demand_file(value: Path, info: ValidationInfo) -> Path:
     if _surroundings(info) is None:
         return value
-    if not value.exists():
-        raise ValueError(f"no file {value}")
+    try:
+        value.stat()
+    except PermissionError:
+        raise ValueError(f"this user may not read {value}") from None
+    except OSError:
+        raise ValueError(f"no file {value}") from None
     if value.is_dir():
         raise ValueError(f"expected a file; {value} is a folder")
     if not os.access(value, os.R_OK):

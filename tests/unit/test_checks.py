@@ -8,7 +8,9 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,9 +20,10 @@ from scripted_scp import Greeting, ScriptedScp
 from sqlalchemy import text
 from storescp import Storescp
 
-from gateway import checks
+from gateway import backup, checks
 from gateway.checks import Check, Mark
 from gateway.config import Configuration, load
+from gateway.errors import ConfigurationError, GatewayError
 from gateway.ledger import ledger
 from gateway.users import Users
 
@@ -409,3 +412,51 @@ def test_a_destination_that_takes_nothing_is_a_problem() -> None:
     )
     found = checks._acceptance("ae.pacs storage", 2, [], ["RLE"])
     assert found.text == "accepts 2 of 2 storage classes; takes compressed: RLE"
+
+
+@pytest.fixture
+def outside() -> Iterator[Path]:
+    """A folder that everybody may look into; those of pytest are their owner's."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        (Path(name) / "gateway.toml").write_text(LEAST, "utf-8")
+        yield Path(name)
+
+
+@pytest.mark.root
+def test_another_user_is_told_that_he_may_not_look(outside: Path) -> None:
+    """Who checks without sudo gets lines and no defect, and is not told that the gateway does not run."""
+    (outside / "data").mkdir(mode=0o700)
+    with (outside / "gateway.toml").open("a", encoding="utf-8") as file:
+        file.write('[partner.clinic-a]\naddress = "a@clinic-a.test"\n')
+    ledger.connect(f"sqlite:///{outside / 'data' / 'ledger.sqlite'}").dispose()
+    configuration = load(outside / "gateway.toml")
+    with nobody():
+        found = list(checks.check(configuration))
+        with pytest.raises(GatewayError, match="Permission denied"):
+            backup.make(configuration, outside / "backup")
+    (running,) = [one for one in found if one.subject == "gateway" and "runs" in one.text]
+    assert running.mark is Mark.WARNING
+    assert about(iter(found), "gateway.data")[-1].do == "run this as the gateway's user"
+    assert about(iter(found), "ledger") == []
+
+
+@pytest.mark.root
+def test_a_secret_in_a_closed_folder_is_named(outside: Path) -> None:
+    """That another user may not see it is no defect."""
+    load(outside / "gateway.toml")  # what Python needs for it may be root's alone
+    (outside / "secrets").mkdir(mode=0o700)
+    with (outside / "gateway.toml").open("a", encoding="utf-8") as file:
+        file.write('[imap.a]\nhost = "imap.test"\nuser = "a@b.test"\npassword_file = "secrets/password"\n')
+    with nobody(), pytest.raises(ConfigurationError, match=r"this user may not read .*secrets/password"):
+        load(outside / "gateway.toml")
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Be a user who may do nothing, as far as the disk is concerned."""
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
