@@ -96,6 +96,15 @@ def test_what_happens_between_a_page_and_its_stream_is_not_missed(start: Start, 
     expect(page.get_by_role("heading", level=1)).to_contain_text("held")
 
 
+def test_a_page_says_when_its_gateway_is_away(start: Start, page: Page) -> None:
+    """It shows what was; who reads "Live" below "All is well" would believe it for as long as the gateway is down."""
+    desk = start(Desk({"pacs": ("PACS", free_port())}))
+    log_in(page, desk)
+    expect(page.locator("#live")).to_have_text("Live.")
+    desk.kill()
+    expect(page.locator("#live")).to_contain_text("Not live", timeout=30_000)
+
+
 def test_a_viewer_looks_and_does_not_decide(start: Start, samples: Samples, page: Page) -> None:
     """No button is shown to him, and what the button does is refused when he asks for it himself."""
     desk = start(Desk({"pacs": ("PACS", free_port())}))

@@ -39,15 +39,32 @@
   };
 
   const stream = new EventSource("/live");
+  // A stream ends after 25 s and the next one says hello: who hears nothing for longer shows what was.
+  let silence = 0;
+  let broken = false;    // the browser tries again and again, and each try that fails is an error of its own
+  const expectWord = (milliseconds) => {
+    clearTimeout(silence);
+    silence = setTimeout(() => say("Not live: the gateway does not answer."), milliseconds);
+  };
   const hear = (event) => {
     wanted = event.data;
     say("Live.");
+    broken = false;
+    expectWord(40000);
     refresh();
   };
   stream.addEventListener("hello", hear);
   stream.addEventListener("change", hear);
   stream.addEventListener("over", () => { stream.close(); over(); });
-  stream.addEventListener("error", () => { if (stream.readyState === EventSource.CLOSED) say("Not live: reload the page."); });
+  stream.addEventListener("error", () => {
+    if (stream.readyState === EventSource.CLOSED) {
+      clearTimeout(silence);
+      say("Not live: reload the page.");
+    } else if (!broken) {
+      broken = true;
+      expectWord(5000);
+    }
+  });
   document.addEventListener("visibilitychange", refresh);
   setInterval(() => { if (!document.hidden) { shown = ""; refresh(); } }, 60000);  // ages grow although nothing happens
 })();
