@@ -127,8 +127,7 @@ class LedgerCollector(Collector):
         yield from _of_the_partners(readings.partners)
         yield from readings.latencies.collect()
         yield from _of_the_sends(readings.stores, readings.submissions)
-        if readings.unaccounted is not None:
-            yield from _of_the_proof(readings.unaccounted, readings.proved)
+        yield from _of_the_proof(readings.unaccounted, readings.proved)
         yield from _of_the_mailboxes(readings.polls)
         yield from _of_the_crls(readings.freshness)
         counters = self._counters()
@@ -201,10 +200,13 @@ def _of_the_sends(stores: Throughput, mails: Throughput) -> Iterable[Metric]:
     )
 
 
-def _of_the_proof(unaccounted: int, proved: float) -> Iterable[Metric]:
+def _of_the_proof(unaccounted: int | None, proved: float) -> Iterable[Metric]:
     text = "Items and instances that the last conservation proof could not account for."
-    yield _gauge("unaccounted", text, [], [((), unaccounted)])
-    yield _gauge("proved_seconds", "When the last conservation proof was made, since the epoch.", [], [((), proved)])
+    if unaccounted is not None:
+        yield _gauge("unaccounted", text, [], [((), unaccounted)])
+    # Also before the first: of a proof that never comes, a metric that is absent would alarm nobody.
+    text = "When the last conservation proof was made, since the epoch; 0: not since the start."
+    yield _gauge("proved_seconds", text, [], [((), proved)])
 
 
 def _of_the_mailboxes(polls: Sequence[Poll]) -> Iterable[Metric]:

@@ -93,3 +93,33 @@ def test_prometheus_takes_the_rules() -> None:
         absent("prometheus is not installed: tests/peers/install")
     done = subprocess.run(["promtool", "check", "rules", str(RULES)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+SWAYING = """
+rule_files: [{rules}]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - series: 'dicom_mail_mailbox_up{{mailbox="imap.a",state="unreachable"}}'
+        values: '0x4 stale _x4 0x4 stale _x4 0x4 stale _x4'
+      - series: 'dicom_mail_mailbox_up{{mailbox="imap.a",state="silent"}}'
+        values: '_x5 0x4 stale _x4 0x4 stale _x4 0x4 stale'
+    alert_rule_test:
+      - eval_time: 20m
+        alertname: MailboxDown
+        exp_alerts:
+          - exp_labels: {{mailbox: imap.a, severity: critical}}
+            exp_annotations: {{summary: The mailbox imap.a cannot be used.}}
+"""
+
+
+@pytest.mark.peer
+def test_a_mailbox_that_fails_in_two_ways_by_turns_is_down(tmp_path: Path) -> None:
+    """Each way alone lasts less than the alarm waits."""
+    if shutil.which("promtool") is None:
+        absent("prometheus is not installed: tests/peers/install")
+    (tmp_path / "test.yml").write_text(SWAYING.format(rules=RULES), "utf-8")
+    command = ["promtool", "test", "rules", str(tmp_path / "test.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -35,6 +35,13 @@ def test_before_the_first_look_there_is_what_is_known_anyway() -> None:
     assert all(line.startswith(metrics.PREFIX) for line in found)
 
 
+def test_a_proof_that_was_never_made_is_as_old_as_can_be() -> None:
+    """An alarm compares its age: what is absent has none, and nobody would miss the proof."""
+    found = lines(metrics.Readings())
+    assert "dicom_mail_proved_seconds 0.0" in found
+    assert not any(line.startswith("dicom_mail_unaccounted") for line in found)
+
+
 def test_everything_that_is_counted_is_shown_with_its_labels() -> None:
     """Outcomes, destinations, doubts, ages, notices and the door (R33)."""
     readings = metrics.Readings(CENSUS, 1000, 12.5, {"smtp": True, "imap": False})
