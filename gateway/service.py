@@ -504,6 +504,9 @@ class Service:
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
         configuration = self.configuration
+        # Before anybody can ask whether we are ready.
+        doors = {"smtp": configuration.smtp, "storescp": configuration.storescp}
+        self.readings.doors = {name: False for name, section in doors.items() if section is not None}
         socket = control.ControlSocket(configuration.gateway.data / "control.sock", self._perform)
         await socket.open()
         stack.push_async_callback(socket.close)
@@ -522,14 +525,12 @@ class Service:
             await self._open_http(stack, door)
         if configuration.smtp is not None:
             self._smtp = self._make_smtp()
-            self.readings.doors["smtp"] = False
             await self._smtp.open()
             stack.push_async_callback(self._smtp.close, 0.0)
             self.readings.doors["smtp"] = True
         if configuration.storescp is not None:
             door_settings = _dicom_door(configuration)
             self._storescp = StorageScpDoor(configuration.storescp, self.compose, self._on_report, **door_settings)
-            self.readings.doors["storescp"] = False
             await self._storescp.open()
             stack.push_async_callback(self._storescp.close, 0.0)
             self.readings.doors["storescp"] = True

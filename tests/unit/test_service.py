@@ -15,6 +15,7 @@ from pki import leaf
 
 from gateway import keys
 from gateway.config import Configuration, Listen, load
+from gateway.edges.console import HttpDoor
 from gateway.service import Service
 from gateway.users import Users
 
@@ -79,6 +80,22 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     """A gateway that is ready."""
     async with alive(Gateway(tmp_path)) as made:
         yield made
+
+
+async def test_a_gateway_that_begins_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that comes while one door is open and the next is not hears which ones are shut."""
+    made = Gateway(tmp_path)
+    heard: list[list[str]] = []
+    begin = HttpDoor.open
+
+    async def and_ask(door: HttpDoor) -> None:
+        await begin(door)
+        heard.append(made.service._shut())
+
+    monkeypatch.setattr(HttpDoor, "open", and_ask)
+    async with alive(made):
+        assert heard == [["storescp"]]
+        assert made.service._shut() == []
 
 
 async def test_a_reload_that_is_refused_has_changed_nothing(gateway: Gateway) -> None:
