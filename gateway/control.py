@@ -279,6 +279,7 @@ class ControlSocket:
         self._path = path
         self._perform = perform
         self._server: asyncio.Server | None = None
+        self._working: set[asyncio.Task[Document]] = set()
 
     async def open(self) -> None:
         """Begin to listen.
@@ -304,7 +305,11 @@ class ControlSocket:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
-                answer = await self._answer(await reader.readline(), _peer(writer))
+                work = asyncio.create_task(self._answer(await reader.readline(), _peer(writer)))
+                self._working.add(work)
+                work.add_done_callback(self._working.discard)
+                # Who waits no longer ends nothing: half a drop would say that bytes are wiped that are there.
+                answer = await asyncio.shield(work)
                 writer.write(json.dumps(answer).encode())
                 await writer.drain()
         except (TimeoutError, ConnectionError, ValueError):

@@ -192,6 +192,30 @@ async def test_a_daemon_that_does_not_answer_is_said(loaded: Configuration, monk
         await ask(configuration(loaded.source.parent, TOO_LONG), "hold", id="in-1")
 
 
+async def test_what_was_begun_is_ended_although_nobody_waits_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk hung while a drop was written: its bytes are wiped all the same, for the ledger says that they are."""
+    monkeypatch.setattr(control, "PATIENCE", 0.1)
+    go_on, wiped = asyncio.Event(), asyncio.Event()
+
+    async def perform(_verb: str, _arguments: Mapping[str, Any], _person: str) -> dict[str, Any]:
+        await go_on.wait()
+        wiped.set()
+        return {}
+
+    door = ControlSocket(tmp_path / "control.sock", perform)
+    await door.open()
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "control.sock")
+    writer.write(b'{"verb": "drop", "arguments": {}}\n')
+    assert await reader.read() == b""
+    go_on.set()
+    async with asyncio.timeout(10):
+        await wiped.wait()
+    writer.close()
+    await door.close()
+
+
 TOO_LONG = f'[gateway]\nname = "gw.example"\npostmaster = "a@gw.example"\ndata = "{"d" * 120}"\n'
 
 
