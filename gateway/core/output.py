@@ -47,6 +47,11 @@ class Digests:
 class Output:
     """The file that instances are appended to, written and read by offset.
 
+    Attributes:
+        path: Of the file.
+        folder: Where it lies, with room for what is unpacked on the way.
+        at: Offset behind what was written.
+
     Args:
         out: A file opened ``w+b``.
         thread: One thread for hashing.
@@ -54,6 +59,8 @@ class Output:
 
     def __init__(self, out: BinaryIO, thread: ThreadPoolExecutor) -> None:
         self.path = Path(out.name)
+        # A file without a name is opened by what /proc calls it, and its folder is not there.
+        self.folder = Path(os.path.realpath(out.name)).parent
         self.at = out.seek(0, os.SEEK_END)
         self._out = out
         self._file = out.fileno()

@@ -370,7 +370,7 @@ class _Reader:
     def _deflate(self, span: Span, data_set: int, blocks: Iterator[bytes]) -> Span:
         """Deflate a data set anew (PS3.5 A.5), and put it where it was."""
         packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-        with tempfile.TemporaryFile(dir=self._out.path.parent) as scratch:
+        with tempfile.TemporaryFile(dir=self._out.folder) as scratch:
             for block in blocks:
                 scratch.write(packer.compress(block))
             scratch.write(packer.flush())
@@ -425,7 +425,7 @@ class _Reader:
         listed, noted = len(self._others), len(self._findings)
         seen, self._dicom_seen = self._dicom_seen, False
         try:
-            with tempfile.TemporaryFile(dir=self._out.path.parent) as scratch:
+            with tempfile.TemporaryFile(dir=self._out.folder) as scratch:
                 size = _spool(scratch, first, blocks)
                 for member in self._members(kind, scratch):
                     self._member(leaf, member)
@@ -461,7 +461,7 @@ class _Reader:
         """Walk a message that came in a transfer encoding, though RFC 2046 §5.2.1 forbids it."""
         if leaf.depth >= self._rules.depth:
             raise Problem("too-deep")
-        with tempfile.TemporaryFile(dir=self._out.path.parent) as scratch:
+        with tempfile.TemporaryFile(dir=self._out.folder) as scratch:
             size = _spool(scratch, first, blocks)
             self.take_all(self.walk(scratch.fileno(), 0, size, leaf.section + ".", leaf.depth + 1), scratch.fileno())
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import os
 import tempfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from gateway.config import Configuration, load
 from gateway.core.reader import Rules
 from gateway.errors import GatewayError, UsageError
 from gateway.model import Reading, Span
+from tests.samples import mail, part
 
 KEYS = {
     *("kind", "instances", "dicomdir", "partial", "protection", "other_parts", "findings", "partner", "route"),
@@ -104,6 +108,32 @@ def plain(*fields: str, body: str = "hello") -> bytes:
 
 
 # Without a configuration
+
+
+def zipped(file: bytes) -> bytes:
+    """A ZIP with one file in it."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as made:
+        made.writestr("image.dcm", file)
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrap"),
+    [
+        ("application/zip", zipped),
+        ("application/gzip", gzip.compress),
+        ("message/rfc822", lambda file: mail(part(file), boundary="inner")),
+    ],
+)
+def test_what_lies_in_something_else_is_read_as_well(
+    read: Any, samples: Samples, kind: str, wrap: Callable[[bytes], bytes]
+) -> None:
+    """An archive, or a message in a transfer encoding: what is unpacked lies beside files without a name (ZIP-8)."""
+    one = samples.fresh()
+    document = read(mail(part(wrap(one.file), kind)))
+    assert [found["sop_instance"] for found in document["instances"]] == [one.sop_instance]
+    assert document["outcome"] == "delivered"
 
 
 def test_every_instance_is_listed_as_it_was_attached(read: Any, samples: Samples) -> None:
