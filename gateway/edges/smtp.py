@@ -860,6 +860,8 @@ class _Session(_NoHooks, SMTP):
         except LowDiskError:
             return NO_ROOM
         except Exception as error:  # noqa: BLE001 — unknown is temporary (R6), and its text stays here
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
+                return NO_ROOM
             _log.error("smtp-accept-failed", error=type(error).__name__)
             return TROUBLE
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
 import socket
@@ -68,6 +69,15 @@ async def test_what_happens_is_counted(tmp_path: Path) -> None:
         assert (counted.accepted, counted.bytes) == (1, 3)
         assert (counted.temporary, counted.permanent) == (2, 1)
     assert door.connections == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+async def test_a_disk_that_is_full_when_a_small_message_is_synced_is_no_room(tmp_path: Path, number: int) -> None:
+    """It was in memory until then: 452 as for a big one, not trouble of ours (R5)."""
+    async with open_door(tmp_path / "drafts") as (door, behind), peer_of(door) as peer:
+        behind.error = OSError(number, "")
+        assert await peer.mail(b"x\r\n") == smtp.NO_ROOM
+        assert behind.left() == []
 
 
 async def test_a_place_is_free_again_when_its_peer_has_left(tmp_path: Path) -> None:
