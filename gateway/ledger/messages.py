@@ -305,7 +305,8 @@ def _tell_of_patients(connection: Connection, key: str, read: Read, now: datetim
     """Tell what the rules of the route changed, and at once of an urgent mail in which one ID may be two people."""
     if text := _changes(read.reading.instances):
         tell(connection, now, "rewritten", text, message=key)
-    if any(one.code == MISMATCH for one in read.reading.findings):
+    # Of a mail that is held as a whole nothing was stored: that is told of, and it is read again.
+    if read.destinations and any(one.code == MISMATCH for one in read.reading.findings):
         text = f"{key} was stored as it is urgent, but one Patient ID in it has two birth dates or names"
         hint = f"dicom-mail queue show {key}; then queue release {key}"
         open_notice(connection, now, MISMATCH, key, text, hint)

@@ -288,3 +288,13 @@ def test_an_urgent_mismatch_is_stored_and_a_person_is_told_at_once(connection: C
     assert outcome(connection, "in-1") == ("delivered", None)
     with pytest.raises(verbs.WrongStateError):
         verbs.release(connection, "in-1", NOW, "ann")
+
+
+def test_nobody_is_told_that_an_urgent_mail_was_stored_which_is_held(connection: Connection) -> None:
+    """Its routes contradict each other: one notice, about that, and no other that a release would leave open."""
+    messages.accept(connection, [arrival("in-1")])
+    found = read(instance(1), to=(), blob="", held="rules-differ")
+    reading = replace(found.reading, findings=(note("patient-mismatch-urgent", "1"),))
+    messages.decide(connection, "in-1", replace(found, reading=reading), NOW)
+    assert outcome(connection, "in-1") == ("held", "rules-differ")
+    assert alarms(connection) == {("held", "in-1")}
