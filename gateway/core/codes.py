@@ -43,8 +43,8 @@ ITEMS: Final[Mapping[str, str]] = MappingProxyType(
             "`limits.message`. Raise the limit, or wait until others are complete; then `queue release`."
         ),
         "no-route": (
-            "It was welcome when it came, and no route takes it any more. Give it a route and reload, then `queue "
-            "release`; or `queue drop`."
+            "It was welcome when it came and no route takes it any more, or a partner's images lie in a mailbox from "
+            "which no route takes them. Give it a route and reload, then `queue release`; or `queue drop`."
         ),
         "sender-unproven": (
             "DICOM from a mailbox whose From is that of a partner with `peers` or `smtp_user`. Only an SMTP session "

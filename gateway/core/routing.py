@@ -124,6 +124,11 @@ class Decision:
         return tuple(dict.fromkeys(name for route in self.routes for name in route.store))
 
     @property
+    def is_stray(self) -> bool:
+        """Whether a partner's mail lies in a mailbox, where nobody can refuse it, and no route takes it from there."""
+        return bool(self.astray) and not self.routes
+
+    @property
     def urgent(self) -> bool:
         """Whether one of its routes is urgent."""
         return any(route.urgent for route in self.routes)
@@ -185,6 +190,8 @@ def decide(book: Book, envelope: Envelope, header: Header, gateway: str) -> Deci
     if not taken:
         if not recipients:
             return Decision(sender, partner, ())
+        if fetched and partner is not None:
+            return Decision(sender, partner, (), routes.count(None))
         raise RefusedError(550, "5.7.1", "no mail is taken from that From address here")
     return Decision(sender, partner, taken, routes.count(None))
 

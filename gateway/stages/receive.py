@@ -226,7 +226,7 @@ def judge(reading: Reading, decision: routing.Decision) -> Verdict:
         return Verdict(held=UNPROVEN if decision.unproven is not None else "no-route")
     if reading.kind == "partial" and (decision.routes or named):
         return Verdict(held="invalid-fragment")
-    if reading.kind == "dicom" and (decision.routes or decision.unproven is not None):
+    if reading.kind == "dicom" and (decision.routes or decision.unproven is not None or decision.is_stray):
         return Verdict(held=problem(reading) or "no-dicom")
     # Of what looks like an answer of a machine too nobody knows what is in an archive that cannot be opened.
     is_report = reading.kind == "report" and problem(reading) is None
@@ -272,6 +272,18 @@ def _head(message: Span, limit: int) -> _Head:
     size = header.BLOCK.match(block).end()  # type: ignore[union-attr]  # it matches the empty string at least
     protected = unsealing.is_protected(block[:size])
     return _Head(header.parse(block), size, reader.fragment(message, limit), protected)
+
+
+def _unwelcome(decision: routing.Decision) -> tuple[str, str] | None:
+    """Say the code and the reason why nothing of a partner's mail in a mailbox goes on; None when it may."""
+    if decision.unproven is not None:
+        return (
+            UNPROVEN,
+            f"its From is of {decision.unproven}, who is bound to peers or a user: a mailbox proves neither",
+        )
+    if decision.is_stray:
+        return "no-route", "no route takes mail of this partner from this mailbox"
+    return None
 
 
 def _make_anew(folder: Path) -> None:
@@ -463,9 +475,8 @@ class Receive:
             # It was welcome when it came; the configuration has changed since.
             await self._hold(row.id, "no-route", "no route takes it any more")
             return None
-        if decision.unproven is not None and (head.is_protected or head.fragment is not None):
-            text = f"its From is of {decision.unproven}, who is bound to peers or a user: a mailbox proves neither"
-            await self._hold(row.id, UNPROVEN, text)
+        if (head.is_protected or head.fragment is not None) and (why := _unwelcome(decision)) is not None:
+            await self._hold(row.id, *why)
             return None
         # What is sealed is so as a whole: nobody can ask its fragments for protection (PRT-11).
         if head.fragment is not None and (decision.routes or decision.partner is not None):

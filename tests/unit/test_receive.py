@@ -565,3 +565,37 @@ async def test_what_a_mailbox_cannot_prove_is_held_and_told(
         await stage.ledger.write(lambda c: verbs.release(c, key, NOW, "root"))
         await stage.receive.look(key)
         assert await stage.state(key) == ("waiting", None)
+
+
+UNROUTED = CONFIGURATION.replace('from = "clinic-a"', 'from = "clinic-b"')
+
+
+@pytest.mark.parametrize(
+    ("head", "reading", "state"),
+    [
+        (b"", Reading("dicom", (instance(1),)), ("held", "no-route")),
+        (b"", Reading("dicom", ()), ("held", "no-dicom")),
+        (b"", Reading("other", ()), ("refused", "not-dicom")),
+        (b"", Reading("report", ()), ("refused", "not-dicom")),
+        (PROTECTED, ValueError(), ("held", "no-route")),
+        (FRAGMENT, ValueError(), ("held", "no-route")),
+    ],
+)
+async def test_images_of_a_partner_that_no_route_takes_from_a_mailbox_are_held_and_told(
+    stage: Stage, head: bytes, reading: Reading | Exception, state: tuple[str, str]
+) -> None:
+    """By SMTP the partner would be told 550; here nobody is told but by a notice (promise 3, R9)."""
+    stage.receive.reload(configuration(stage.folder, UNROUTED))
+    stage.reader.answer = reading
+    draft = stage.receive.draft()
+    draft.write(FROM_A + head + b"\r\nbody")
+    digest = Digest(draft.size, "a" * 64, "b" * 64, FROM_A + head)
+    key = await stage.receive.accept(replace(ENVELOPE, door="imap.a", sender="", user=None), draft, digest)
+    await stage.receive.look(key)
+    assert await stage.state(key) == state
+    assert (("held", key) in await stage.ledger.read(alarms)) == (state[0] == "held")
+    if state[1] == "no-route" and not head:  # once a route takes it, it goes there
+        stage.receive.reload(configuration(stage.folder))
+        await stage.ledger.write(lambda c: verbs.release(c, key, NOW, "root"))
+        await stage.receive.look(key)
+        assert await stage.state(key) == ("waiting", None)
