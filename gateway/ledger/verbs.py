@@ -193,10 +193,13 @@ def _requeue(
     mine = (delivery.c.message == key) & which
     names = list(connection.scalars(select(delivery.c.destination).where(mine).distinct()))
     values: dict[str, Any] = {"outcome": Outcome.WAITING, "code": None, "closed_at": None, "next_attempt": now}
+    # What was stopped while it is on the wire waits for the answer that it gets there, and goes no second time.
+    under_way = mine & delivery.c.sending & (delivery.c.outcome != Outcome.WAITING)
+    count = connection.execute(update(delivery).where(under_way).values(values)).rowcount
     # It begins anew, proof of delivery included; whoever wants it sent does not ask whether it is there.
     values |= {"failures": 0, "answers": None, "aborted_at": None, "known": False, "forced": forced}
     values |= {"stored_at": None, "remark": None, "absences": 0, "transaction_uid": None}
-    count = connection.execute(
+    count += connection.execute(
         update(delivery).where(mine, ~delivery.c.sending).values(sends_unknown=0, **values)
     ).rowcount
     for name in names:

@@ -571,6 +571,22 @@ async def test_what_a_person_held_or_dropped_meanwhile_is_not_sent(lane: Lane) -
     assert set(lane.parts("in-3")) == {("refused", "dropped")}
 
 
+async def test_what_a_person_held_and_released_on_the_wire_has_the_answer_it_got(lane: Lane) -> None:
+    """A release lets go on all that is held: what is stored meanwhile neither stays held nor goes a second time."""
+    lane.fill(20)
+
+    def reconsider(_: Sequence[Queued]) -> None:
+        lane.scu.meanwhile = lambda _: None
+        lane.sync(lambda c: verbs.hold(c, "in-1", now(), "anna"))
+        lane.sync(lambda c: verbs.release(c, "in-1", now(), "anna"))
+
+    lane.scu.meanwhile = reconsider
+    await lane.store.look("pacs")
+    assert set(lane.parts()) == {("delivered", None)}
+    assert len(lane.scu.wire) == len(set(lane.scu.wire)) == 20
+    assert lane.read(alarms) == set()
+
+
 async def test_a_paused_destination_gets_nothing_until_it_is_resumed(lane: Lane) -> None:
     """Neither at the start of a run nor in its middle."""
     lane.fill(1)
