@@ -93,6 +93,10 @@ _SOURCES: Final = delivery.join(
     instance, (instance.c.message == delivery.c.message) & (instance.c.number == delivery.c.number)
 )
 _WAITS: Final = (delivery.c.outcome == Outcome.WAITING) & delivery.c.stored_at.is_not(None)
+_HELD: Final = (
+    (delivery.c.outcome == Outcome.HELD) & (delivery.c.code == NOT_CONFIRMED) & delivery.c.stored_at.is_not(None)
+)
+"""Held for want of a proof, which may still come: a report has no time by which it must."""
 
 
 def due(connection: Connection, name: str, now: datetime, most: int = MOST) -> list[Unproved]:
@@ -144,14 +148,15 @@ def report(
     if not end(connection, uid, now):
         return None
     asked = _list(connection, (delivery.c.transaction_uid == uid) & _WAITS)
-    settle(connection, [decide(one) for one in asked], now)
-    return asked
+    late = [decide(one) for one in _list(connection, (delivery.c.transaction_uid == uid) & _HELD)]
+    settle(connection, [*map(decide, asked), *(one for one in late if one.step is Step.DELIVERED)], now)
+    return [*asked, *(one.about for one in late)]
 
 
 def settle(connection: Connection, proofs: Sequence[Proof], now: datetime) -> None:
     """Write down what was learned, one step for each instance."""
     for proof in proofs:
-        mine = (delivery.c.id == proof.about.id) & _WAITS
+        mine = (delivery.c.id == proof.about.id) & (or_(_WAITS, _HELD) if proof.step is Step.DELIVERED else _WAITS)
         connection.execute(update(delivery).where(mine).values(_values(proof, now)))
     told = [one for one in proofs if one.step is not Step.LOOK]
     keys = list(dict.fromkeys(one.about.message for one in told))
@@ -173,7 +178,9 @@ def _values(proof: Proof, now: datetime) -> dict[str, Any]:
         case Step.SEND:
             return values | again | {"next_attempt": now}
         case Step.HOLD:
-            return values | again | {"outcome": Outcome.HELD, "closed_at": now, "next_attempt": None}
+            held = {"outcome": Outcome.HELD, "code": NOT_CONFIRMED, "closed_at": now, "next_attempt": None}
+            held |= {"absences": proof.about.absences + 1, "transaction_uid": proof.about.transaction_uid}
+            return values | held
         case Step.LOOK:
             return values | {"next_attempt": now + (proof.wait or timedelta())}
 

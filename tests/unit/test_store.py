@@ -1233,6 +1233,23 @@ async def test_a_commitment_that_could_not_be_asked_for_opens_the_breaker(lane: 
     assert len(lane.scu.wire) == 1
 
 
+async def test_a_report_that_comes_too_late_ends_what_was_held_for_want_of_it(lane: Lane) -> None:
+    """A PACS may answer for it in the night: then nobody has to look, and only a good report says so (SC-3, SC-4)."""
+    change_entity(lane, confirm="commitment", confirm_within=timedelta(hours=6))
+    lane.fill(3)
+    lane.scu.always = 0xB000
+    await lane.store.look("pacs")
+    ((uid, _),) = lane.scu.asked_for
+    lane.sync(lambda c: c.execute(update(delivery).values(stored_at=now() - timedelta(hours=7))))
+    lane.make_due()
+    await lane.store.look("pacs")
+    assert lane.parts() == [("held", "not-confirmed")] * 3
+    lane.sync(lambda c: c.execute(update(delivery).where(delivery.c.number == 3).values(code="by-operator")))
+    assert await lane.store.report(uid, ["in-1.1", "in-1.3"], {"in-1.2": 0x0110})
+    assert lane.parts() == [("delivered", "coerced"), ("held", "not-confirmed"), ("held", "by-operator")]
+    assert len(lane.scu.wire) == 3
+
+
 async def test_when_no_proof_is_asked_for_any_more_what_waits_for_one_is_delivered(lane: Lane) -> None:
     """A person changed the configuration: the success status counts again."""
     change_entity(lane, confirm="find")
