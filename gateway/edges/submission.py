@@ -158,7 +158,7 @@ class Relay:
             async with self._session() as (client, writer):
                 return await self._submit(client, writer, mail)
         except RelayError as error:
-            error.within = mail in self._begun
+            error.within = mail in self._begun and not error.lasting  # a login that is missing is not the mail's
             raise
         finally:
             # Behind the farewell: who is cut off there would otherwise take back what the relay has answered.

@@ -232,6 +232,7 @@ async def test_login_is_used_where_plain_is_not_offered(mail: Mail, secret: Path
         ({"AUTH": "535 5.7.8 wrong"}, {"user": "gw"}, "refuses the login"),
         ({"EHLO": "250-relay.test\r\n250 AUTH GSSAPI"}, {"user": "gw"}, "neither AUTH PLAIN nor LOGIN"),
         ({"MAIL": "530 5.7.0 authenticate first"}, {}, "530"),
+        ({"DATA": "530 5.7.0 authenticate first"}, {}, "530"),
     ],
 )
 async def test_what_will_not_pass_by_itself_is_said_to_be_lasting(
@@ -244,6 +245,7 @@ async def test_what_will_not_pass_by_itself_is_said_to_be_lasting(
         with pytest.raises(RelayError, match=says) as caught:
             await relay(peer, **settings).submit(mail)
     assert caught.value.lasting
+    assert not caught.value.within
     assert not peer.mails
 
 
