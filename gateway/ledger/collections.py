@@ -189,6 +189,7 @@ class _Collection:
         names: Pseudonyms it is found under; None until somebody has to know.
         changed: Instances have joined that its row does not tell of yet.
         renamed: So have pseudonyms.
+        full: Nothing more fits.
     """
 
     id: str
@@ -197,6 +198,7 @@ class _Collection:
     names: set[str] | None = None
     changed: bool = False
     renamed: bool = False
+    full: bool = False
 
 
 Content = tuple[str, str]
@@ -237,6 +239,8 @@ class _Burst:
                 facts = {"instances": one.count, "size": one.facts.size, "last_at": one.facts.last_at}
                 _GROW.run(self._connection, {"mine": one.id, **facts})
                 _GROW_ITEM.run(self._connection, {"mine": one.id, "size": one.facts.size})
+                if one.full:  # its ticket is for the silence, which it need not wait for
+                    tickets.put(self._connection, f"compose:{one.id}", one.facts.last_at)
                 one.changed = False
             if one is not None and one.renamed:
                 pseudonyms.note(self._connection, one.id, one.names or ())
@@ -267,6 +271,7 @@ class _Burst:
         mine.count += 1
         mine.facts = Facts(mine.facts.opened_at, max(mine.facts.last_at, at), mine.facts.size + one.size)
         mine.changed = True
+        mine.full = mine.facts.size >= arrival.course.rules.max_size
         if one.pseudonyms:
             if mine.names is None:
                 mine.names = pseudonyms.known(self._connection, mine.id)

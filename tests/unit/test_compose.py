@@ -146,6 +146,15 @@ async def test_an_open_collection_waits_for_more_until_a_person_has_enough(out: 
     assert (item["outcome"], item["delivered"]) == ("delivered", 2)
 
 
+async def test_a_collection_that_is_full_waits_for_no_silence(out: Outbound, tmp_path: Path) -> None:
+    """Nothing can join it any more (NET-10)."""
+    out.use(moved(tmp_path, 'quiet = "60s"', 'quiet = "60s"\nmax_size = "1 KB"'))
+    await out.send(1, called="SLOW", size=2000)
+    await out.work()
+    [item] = await out.items()
+    assert item["outcome"] == "delivered"
+
+
 async def test_clear_text_never_leaves_where_protection_is_asked_for(out: Outbound) -> None:
     """Held, with the reason, and nothing was submitted (R21)."""
     await out.send(1, called="SEALED")
