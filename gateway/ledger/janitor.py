@@ -43,6 +43,7 @@ class Janitor:
         self.ledger = ledger
         self.spool = spool
         self._suspects: set[tuple[str, int]] = set()
+        self._erased: set[Scrap] = set()
         self.unaccounted: int | None = None
         """What the last proof could not account for; None before the first."""
         self.proved_at: datetime | None = None
@@ -74,18 +75,25 @@ class Janitor:
         """Delete bytes that no row speaks of: never acknowledged, or purged; return of how many files.
 
         Of a segment that is needed only what lies behind its last instance with a row: it was on its way in when the
-        gateway died. Only what the last sweep found without a row too: a clock that jumps ahead makes young bytes look
-        old (R29), and who puts an older ledger beside this spool has a day to see what is missing.
+        gateway died; and between its instances those that were purged, once in a life: the last one may have ended
+        before their bytes were erased. Files and ends go only when the last sweep found them without a row too: a clock
+        that jumps ahead makes young bytes look old (R29), and who puts an older ledger beside this spool has a day to
+        see what is missing.
         """
         old = await asyncio.to_thread(lambda: list(self.spool.keys((now - ORPHAN_AGE).timestamp())))
         orphans: set[tuple[str, int]] = set()
         for at in range(0, len(old), MOST_ROWS):
             some = dict(old[at : at + MOST_ROWS])
             needed = await self.ledger.read(partial(_needed, keys=list(some)))
-            ends = await self.ledger.read(partial(_ends, keys=[key for key in needed if key.endswith(SEGMENT_SUFFIX)]))
+            segments = [key for key in needed if key.endswith(SEGMENT_SUFFIX)]
+            ends = await self.ledger.read(partial(_ends, keys=segments))
+            purged = await self.ledger.read(partial(_purged, keys=segments)) - self._erased
+            await asyncio.to_thread(self.spool.erase, purged)
+            self._erased |= purged
             orphans |= {(key, 0) for key in some.keys() - needed}
             orphans |= {(key, end) for key, end in ends.items() if end < some[key]}
         found, self._suspects = orphans & self._suspects, orphans
+        self._erased = {scrap for scrap in self._erased if self.spool.has(scrap.key)}
         for key, end in found:
             await asyncio.to_thread(self.spool.cut, key, end)
         return len(found)
@@ -171,6 +179,14 @@ def _ends(connection: Connection, keys: list[str]) -> dict[str, int]:
     end = func.max(instance.c.start + instance.c.size).label("end")
     mine = select(instance.c.blob, end).where(instance.c.blob.in_(keys)).group_by(instance.c.blob)
     return {row.blob: row.end for row in connection.execute(mine)}
+
+
+def _purged(connection: Connection, keys: list[str]) -> set[Scrap]:
+    """Name the ranges of segments that rows speak of and no row needs."""
+    place = (instance.c.blob, instance.c.start, instance.c.size)
+    needs = func.count().filter(message.c.purged_at.is_(None))
+    mine = select(*place).join(message, message.c.id == instance.c.message).where(instance.c.blob.in_(keys))
+    return {Scrap(*row) for row in connection.execute(mine.group_by(*place).having(needs == 0))}
 
 
 def _needed(connection: Connection, keys: list[str]) -> set[str]:

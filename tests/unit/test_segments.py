@@ -333,6 +333,31 @@ async def test_a_person_erases_one_item_and_not_its_neighbour_in_the_file(out: O
     assert (await out.proof())["unaccounted"] == 0
 
 
+async def test_the_sweep_erases_what_a_crash_left_between_its_neighbours(out: Outbound) -> None:
+    """A person was told that it is wiped; what is needed beside it may be held for months (R26)."""
+    segment = out.spool.segment()
+    for number, study in ((1, "1.2.9"), (2, "1.2.8")):
+        caller = replace(CALLER, called="SLOW")
+        assert await out.accept(out.image(number, study=study, caller=caller, segment=segment)) == 0
+    segment.close()
+    first, _ = await out.items()
+    with out.ledger.engine.begin() as connection:
+        verbs.drop(connection, first["id"], NOW, "anna")
+        verbs.erased(connection, first["id"], NOW, "anna")
+    # Here the power goes: the row says so, and nothing is erased.
+    (_, start, size), (_, other, length) = await out.ledger.read(where)
+    keeper = Janitor(out.ledger, out.spool)
+    assert await keeper.sweep(datetime.now(UTC)) == 0  # too young
+    assert b"1.2.3.1" in out.spool.path(segment.key).read_bytes()
+    assert await keeper.sweep(datetime.now(UTC) + timedelta(days=2)) == 0
+    content = out.spool.path(segment.key).read_bytes()
+    assert content[start : start + size] == bytes(size)
+    assert b"1.2.3.2" in content[other : other + length]
+    before = out.spool.path(segment.key).stat()
+    assert await keeper.sweep(datetime.now(UTC) + timedelta(days=2)) == 0
+    assert out.spool.path(segment.key).stat().st_ctime_ns == before.st_ctime_ns  # once is enough
+
+
 async def test_bytes_that_two_partners_share_go_with_the_last_of_them(out: Outbound) -> None:
     """A range is needed as long as any row needs it."""
     (await taken(out, 1, called="TWO")).close()
