@@ -384,6 +384,8 @@ def _astray(connection: Connection) -> set[str]:
         mail.where(_unknown(submission)),
         (message.c.outcome != Outcome.WAITING) & mail.where(open_mail),
         (message.c.stage == Stage.COMPOSE) & ~has(delivery.c.file_set.is_(None)),
+        (message.c.stage == Stage.SUBMIT)
+        & has((delivery.c.outcome == Outcome.WAITING) & delivery.c.file_set.is_(None)),
         exists().where(first.c.id == message.c.duplicate_of, first.c.outcome != message.c.outcome),
     )
     return set(connection.scalars(select(message.c.id).where(wrong)))

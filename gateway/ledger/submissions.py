@@ -407,7 +407,7 @@ def close(
         connection.execute(update(delivery).where(parts, delivery.c.file_set.is_(None)).values(values))
         ended = (collection.c.message == key) & collection.c.completed_at.is_(None)
         connection.execute(update(collection).where(ended).values(completed_at=now))
-    _hand_over(connection, key)
+        _hand_over(connection, key)  # but what a doubt leaves to be composed waits for COMPOSE alone
     follow(connection, key, now)
     return count
 

@@ -15,11 +15,14 @@ import pytest
 from outbound import CALLER, CONFIGURATION, Outbound, Postman
 from postgresql import PostgreSQL
 from rows import NOW, configuration
+from sqlalchemy import update
 
 from gateway.config import Configuration
 from gateway.errors import LowDiskError, RelayError, UsageError
 from gateway.ledger import submissions, verbs
 from gateway.ledger.drafts import Draft
+from gateway.ledger.janitor import Janitor
+from gateway.ledger.tables import submission
 from gateway.model import Reply
 from gateway.stages import compose
 
@@ -226,6 +229,36 @@ async def test_a_mail_that_the_relay_finds_too_big_is_composed_anew_when_a_perso
     assert (item["outcome"], item["delivered"]) == ("delivered", 5)
     assert len(out.postman.mails) == 4
     assert (await out.proof())["unaccounted"] == 0
+
+
+@pytest.mark.parametrize("verdict", ["delivered", "dropped"])
+async def test_what_waits_to_be_composed_is_not_lost_when_a_doubt_is_resolved(tmp_path: Path, verdict: str) -> None:
+    """Also while COMPOSE waits for something itself, as a CRL or room on the disk (R17)."""
+    out = Outbound(tmp_path, most="20 KB")
+    out.postman.answers = (Reply(552, "5.3.4"), None, Reply(250))
+    await out.send(1, 2, called="ONE", size=9000)
+    with out.ledger.engine.begin() as connection:
+        verbs.retry(connection, (await out.items())[0]["id"], NOW, "anna", force=False)
+    await out.work()
+    [item] = await out.items()
+    assert [(one["outcome"], one["code"]) for one in item["mails"]] == [
+        ("failed", "mail-too-big"),
+        ("waiting", "in-doubt"),
+    ]
+    with out.ledger.engine.begin() as connection:
+        connection.execute(update(submission).where(submission.c.number == 2).values(outcome="held"))
+        submissions.follow(connection, item["id"], NOW)
+        verbs.retry(connection, item["id"], NOW, "anna", force=False)
+        verbs.resolve(connection, item["id"], verdict, NOW, "anna")
+    assert (await out.proof())["unaccounted"] == 0
+    await Janitor(out.ledger, out.spool).reissue(NOW)
+    await out.work()
+    [item] = await out.items()
+    assert sorted(one["outcome"] for one in item["instances_detail"]) == sorted(
+        ["delivered", "delivered" if verdict == "delivered" else "refused"]
+    )
+    assert (await out.proof())["unaccounted"] == 0
+    out.close()
 
 
 async def test_a_refusal_fails_the_mail_with_a_notice(out: Outbound) -> None:
