@@ -27,6 +27,7 @@ from gateway.core.cms.trust import Overdue, Trust
 from gateway.core.expiry import Lasting
 from gateway.core.unsealing import Keyring, Store, der
 from gateway.edges.revocation import LONGEST as LONGEST_CRL
+from gateway.edges.revocation import MOST as MOST_FETCHED
 from gateway.edges.revocation import remembered
 from gateway.errors import ConfigurationError
 from gateway.stages.compose import UnprotectedError, protect
@@ -34,8 +35,8 @@ from gateway.stages.compose import UnprotectedError, protect
 LONGEST: Final = 1 << 20
 """Bytes of a file with certificates."""
 
-MOST_FILES: Final = 200
-"""Files of a folder that are read."""
+MOST_FILES: Final = MOST_FETCHED
+"""Files of a folder that are read: at least the CRLs that are fetched, an authority may spread its list."""
 
 SUFFIXES: Final = frozenset({".pem", ".crt", ".cer", ".der", ".crl"})
 
@@ -188,23 +189,29 @@ def read_trusted(block: bytes) -> Overdue:
 
 
 def _anchors(folder: Path, problems: list[Advice]) -> Iterator[x509.Certificate]:
-    for path in _files(folder):
+    for path in _first(folder, "smime.trust", problems):
         yield from _taken(keyring.certificates, path, LONGEST, "smime.trust", problems) or ()
 
 
 def _crls(folder: Path, problems: list[Advice]) -> Iterator[x509.CertificateRevocationList]:
-    for path in _files(folder):
+    for path in _first(folder, "smime.crls", problems):
         crl = _taken(keyring.revocations, path, LONGEST_CRL, "smime.crls", problems)
         if crl is not None:
             yield crl
 
 
+def _first(folder: Path, key: str, problems: list[Advice]) -> list[Path]:
+    found = _files(folder)
+    if len(found) > MOST_FILES:
+        problems.append(_problem(key, f"{folder} holds more than {MOST_FILES} files: the last ones are not read"))
+    return found[:MOST_FILES]
+
+
 def _files(folder: Path) -> list[Path]:
     try:
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     except OSError:
         return []  # it need not exist
-    return found[:MOST_FILES]
 
 
 def _open(name: str, flags: int) -> int:

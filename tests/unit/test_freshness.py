@@ -21,6 +21,7 @@ from gateway import config, freshness, keys
 from gateway.config import Configuration
 from gateway.core.cms import revocation
 from gateway.core.cms.revocation import Coverage, Inspection, Source, State
+from gateway.edges.revocation import MOST
 from gateway.freshness import Freshness
 from gateway.ledger import notices, revocations
 from gateway.ledger.ledger import Ledger, connect
@@ -158,6 +159,23 @@ async def test_the_crls_of_partners_are_fetched_before_any_mail_comes(site: Site
     assert keys.load(site.configuration).keyring.trust.crls
     assert len(keys.load(site.configuration).keyring.store.crls) == 2
     assert len(server.asked) == 1
+
+
+def test_every_crl_that_is_fetched_is_read_and_a_folder_that_holds_too_many_files_is_named(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is left out could be the one that tells of a revocation."""
+    configuration = site.configure(person("http://crl.test/"), "")
+    folder = keys.fetched(configuration)
+    folder.mkdir(parents=True)
+    for number in range(MOST):
+        (folder / f"{number:03}.crl").write_bytes(crl())
+    found = keys.load(configuration)
+    assert len(found.keyring.trust.crls) == MOST + 1
+    assert not found.problems
+    monkeypatch.setattr(keys, "MOST_FILES", 3)
+    [problem] = keys.load(configuration).problems
+    assert (problem.key, "more than 3 files" in problem.what) == ("smime.crls", True)
 
 
 async def test_a_fault_that_nobody_foresaw_does_not_end_the_task(
