@@ -29,6 +29,9 @@ BLOCK: Final = 256 << 10
 SLOWEST: Final = 16 << 10
 """Bytes a second: a session that is slower is cut, so that nothing hangs for ever (R4)."""
 
+LEAVE: Final = 2.0
+"""Seconds for the QUIT of a session that is over: the gateway may be stopping (R31)."""
+
 _PASSES: Final = re.compile(r"\[(IN-USE|LOGIN-DELAY|SYS/TEMP)\]", re.IGNORECASE)
 """Response codes of a login that fails for no fault of ours (RFC 2449, RFC 3206)."""
 
@@ -209,8 +212,12 @@ class PopSession:
         await asyncio.sleep(seconds)
 
     async def close(self) -> None:
-        """End the session."""
-        await self._quit()
+        """End the session; nothing hangs on the farewell: what is not deleted by it is deleted another time."""
+        try:
+            async with asyncio.timeout(LEAVE):
+                await self._quit()
+        except (MailboxError, TimeoutError):
+            self._cut()
 
     async def _quit(self) -> None:
         if self._client is not None:

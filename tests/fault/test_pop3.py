@@ -124,6 +124,21 @@ async def test_a_mail_that_is_longer_than_the_limit_stays(gateway: Gateway) -> N
     assert await items(gateway) == []
 
 
+@pytest.mark.parametrize("said", ["MUTE", "DROP"])
+async def test_polling_ends_at_once_when_it_is_told_to_though_the_server_answers_no_farewell(
+    gateway: Gateway, said: str
+) -> None:
+    """What was to be deleted is deleted by the next life (R31)."""
+    async with ScriptedPop3({"u1": IMAGES}, Mood(says={"QUIT": said})) as server:
+        one = poll(gateway, server)
+        one._mailbox.deadline = 60.0  # type: ignore[attr-defined]
+        task = asyncio.create_task(one.run())
+        await until(lambda: one.counters.taken)
+        task.cancel()
+        await asyncio.wait([task], timeout=8)
+        assert task.cancelled()
+
+
 async def test_a_mail_whose_header_is_too_long_is_fetched_once_and_told_once(gateway: Gateway) -> None:
     """It stays, as POP3 has nowhere else; other mails are taken meanwhile (R7)."""
     long = b"X-Filler: " + b"y" * (2 << 20) + b"\r\n" + text_mail(1)
