@@ -257,8 +257,8 @@ class _Literal:
 
 
 _ANNOUNCED: Final = re.compile(rb"~?\{(\d{1,19})\+?\}$")
-_BODY: Final = re.compile(rb" FETCH \(.*BODY\[\](?:<\d+>)? (?:~?\{\d+\+?\}$|\"|NIL)", re.IGNORECASE)
-_BODY_QUOTED: Final = re.compile(rb'BODY\[\](?:<\d+>)? "((?:[^"\\]|\\.)*)"', re.IGNORECASE)
+_BODY: Final = re.compile(rb" FETCH \(.*BODY\[\](?:<(\d+)>)? (?:~?\{\d+\+?\}$|\"|NIL)", re.IGNORECASE)
+_BODY_QUOTED: Final = re.compile(rb'BODY\[\](?:<(\d+)>)? "((?:[^"\\]|\\.)*)"', re.IGNORECASE)
 
 
 class _Protocol(IMAP4ClientProtocol):  # type: ignore[misc]
@@ -278,6 +278,7 @@ class _Protocol(IMAP4ClientProtocol):  # type: ignore[misc]
         self.wanted: re.Pattern[bytes] | None = None
         self.sink: Sink | None = None
         self.limit = 0
+        self.offset = 0
         self.literal: _Literal | None = None
         self.bodies = 0
         self.body_line = b""
@@ -326,8 +327,8 @@ class _Protocol(IMAP4ClientProtocol):  # type: ignore[misc]
         announced = _ANNOUNCED.search(line)
         if announced is not None:
             size = int(announced.group(1))
-            if self.sink is not None and _BODY.search(line):
-                self._begin_body(size, line)
+            if self.sink is not None and (body := _BODY.search(line)):
+                self._begin_body(size, line, int(body.group(1) or 0))
             elif size + len(line) > SMALL:
                 self.hang_up()
             elif size:
@@ -343,13 +344,13 @@ class _Protocol(IMAP4ClientProtocol):  # type: ignore[misc]
             return
         self._respond(line)
 
-    def _begin_body(self, size: int, line: bytes) -> None:
+    def _begin_body(self, size: int, line: bytes, offset: int) -> None:
         self.bodies += 1
         if size > self.limit:
             self.refused = True
             self.hang_up()
-        elif self.bodies > 1:
-            self.hang_up()  # nobody asked for two
+        elif self.bodies > 1 or offset != self.offset:
+            self.hang_up()  # nobody asked for two, or for what would be put in a wrong place
         else:
             assert self.sink is not None
             self.literal = _Literal(size, self, self.sink)
@@ -412,9 +413,9 @@ class _Protocol(IMAP4ClientProtocol):  # type: ignore[misc]
         # Not by the library's ``send``: it formats every line for its log, passwords included.
         self.transport.write(f"{command}\r\n".encode())
 
-    def expect_body(self, sink: Sink, limit: int) -> None:
-        """The next literal of a mail goes to a sink, if it is within a limit."""
-        self.sink, self.limit, self.bodies = sink, limit, 0
+    def expect_body(self, sink: Sink, offset: int, limit: int) -> None:
+        """The next literal of a mail goes to a sink, if it begins at an offset and is within a limit."""
+        self.sink, self.offset, self.limit, self.bodies = sink, offset, limit, 0
         self.literal, self.body_line, self.refused = None, b"", False
 
     def end_body(self) -> _Literal | None:
@@ -716,7 +717,7 @@ class ImapSession:
         """
         section = "BODY.PEEK[]" if not offset else f"BODY.PEEK[]<{offset}.{min(limit - offset + MORE, 2**32 - 1)}>"
         protocol = self._protocol
-        protocol.expect_body(sink, limit - offset)
+        protocol.expect_body(sink, offset, limit - offset)
         try:
             lines = await self._download(uid, section)
         except asyncio.CancelledError:
@@ -735,7 +736,9 @@ class ImapSession:
             return True
         for line in lines:
             if mailbox.uid_of(line) == int(uid) and (text := _BODY_QUOTED.search(line)):
-                content = re.sub(rb"\\(.)", rb"\1", text.group(1))
+                if int(text.group(1) or 0) != offset:
+                    raise MailboxError("the server sent another part than was asked for", State.CONFUSED)
+                content = re.sub(rb"\\(.)", rb"\1", text.group(2))
                 await asyncio.to_thread(sink.write, content)
                 return True
         # Exchange answers NO for a mail that it cannot convert: it lies there, and must not be passed over in silence.

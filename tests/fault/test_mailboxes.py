@@ -68,6 +68,16 @@ async def test_a_cut_download_goes_on_where_it_was(gateway: Gateway) -> None:
     assert len(await items(gateway)) == 1
 
 
+async def test_a_whole_mail_in_answer_to_the_question_for_its_rest_is_not_put_behind_its_beginning(
+    gateway: Gateway,
+) -> None:
+    """The download begins anew, and the mail is as it was sent (R8, IMAP-4)."""
+    mood = Mood(cut_after=[700_000], whole=True)
+    async with ScriptedImap({5: LARGE}, mood) as server, polling(poll(gateway, server)):
+        await until(lambda: server.moved)
+    assert spooled(gateway) == [LARGE]
+
+
 @pytest.fixture
 def refusals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often the disk takes nothing of what is beyond the first bytes of a mail."""

@@ -23,6 +23,7 @@ class Mood:
         late_uid: The UID comes behind the literal.
         bye: Say BYE after so many commands.
         capability: What it says it can.
+        whole: A part of a mail that is asked for comes as the whole.
         refuse: What is answered, by the beginnings of commands, in place of doing them.
         refuse_bearer: Tokens that are not this one are refused with a challenge.
     """
@@ -36,6 +37,7 @@ class Mood:
     late_uid: bool = False
     bye: int = 0
     capability: str = "IMAP4rev1 UIDPLUS MOVE IDLE SASL-IR AUTH=PLAIN"
+    whole: bool = False
     refuse: dict[str, str] = field(default_factory=dict)
     refuse_bearer: str = ""
 
@@ -145,7 +147,7 @@ class ScriptedImap:
                 line = f'* 1 FETCH (UID {uid} RFC822.SIZE {size} INTERNALDATE "1" FLAGS ())\r\n'
                 writer.write(line.encode())
                 continue
-            part = re.search(r"<(\d+)\.(\d+)>", rest)
+            part = None if mood.whole else re.search(r"<(\d+)\.(\d+)>", rest)
             start = int(part.group(1)) if part else 0
             mail = mail[start : start + int(part.group(2))] if part else mail
             label = f"BODY[]<{start}>" if part else "BODY[]"
