@@ -134,7 +134,7 @@ class CrlFetcher:
         for one in sources:
             known = self.records.get(one.name)
             if known is None and len(self.records) >= MOST:
-                return
+                continue  # those that are remembered are in use all the same
             if known is None or now - known.wanted > timedelta(days=1):
                 await self._keep(replace(known, wanted=now) if known else Record(one, now))
 

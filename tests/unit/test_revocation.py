@@ -17,7 +17,7 @@ from pki import DAY, NOW
 
 from gateway.core.cms import revocation
 from gateway.core.cms.revocation import Fault, Inspection, Source
-from gateway.edges.revocation import CrlFetcher, remembered
+from gateway.edges.revocation import FORGET, CrlFetcher, remembered
 from gateway.errors import WorkerError
 
 ISSUER = pki.issuing().certificate.public_bytes(Encoding.DER)
@@ -224,6 +224,20 @@ async def test_what_nobody_needs_any_more_is_forgotten(server: CrlServer, fetche
     await fetcher.renew()
     assert fetcher.sources == ()
     assert list(fetcher.folder.iterdir()) == []
+
+
+async def test_what_is_in_use_is_not_forgotten_because_there_is_no_room_for_more(
+    fetcher: CrlFetcher, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever is named first."""
+    monkeypatch.setattr("gateway.edges.revocation.MOST", 1)
+    old, new = of("http://crl.test/old"), of("http://crl.test/new")
+    await fetcher.learn([old], clock.now)
+    for _ in range(3):
+        clock.now += FORGET / 2 + DAY
+        await fetcher.learn([new, old], clock.now)
+        await fetcher.renew()
+    assert fetcher.sources == (old,)
 
 
 async def test_no_more_than_a_number_of_sources_is_remembered(
