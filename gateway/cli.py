@@ -805,13 +805,16 @@ UserName = Annotated[str, typer.Argument(metavar="NAME")]
 
 
 def _users(context: typer.Context, config: Path | None, door: Door) -> Users:
+    from gateway.config.values import is_there
     from gateway.users import Users
 
     configuration = _configuration(context, config)
     section = configuration.smtp if door is Door.SMTP else configuration.console
     if section is None or section.users_file is None:
         raise ConfigurationError(f"{configuration.source}: {door}.users_file: not set", hint="set it, then add users")
-    return Users(section.users_file)
+    # In a folder of root's, as /etc is, a new file is for the gateway all the same: as its data, or its configuration.
+    data = configuration.gateway.data
+    return Users(section.users_file, data if is_there(data) else configuration.source)
 
 
 @user.command("add", epilog="Example: dicom-mail user add clinic-a")

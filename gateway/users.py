@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import stat
 import tempfile
 import unicodedata
 from collections.abc import Iterator
@@ -49,12 +50,17 @@ class User:
 class Users:
     """The users of one door, as their file says.
 
+    Args:
+        path: The file.
+        reader: Belongs to whoever reads the file, and so does a new one; None: to whoever has its folder.
+
     Nothing is read before ``load``; a file that is refused then changes nothing in what was known before.
     ``verify`` and ``add`` take tens of milliseconds and megabytes by design: call them from a thread.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reader: Path | None = None) -> None:
         self.path = path
+        self._reader = reader or path.parent
         self._hasher = PasswordHasher()
         self._known: dict[str, tuple[str, str]] = {}
 
@@ -118,7 +124,7 @@ class Users:
             role = role or known.get(name, ("", DEFAULT_ROLE))[1]
             line = f"{name}:{phc}" + ("" if role == DEFAULT_ROLE else f":{role}")
             kept = [line if _name(old) == name else old for old in lines]
-            _write(self.path, kept if name in known else [*kept, line])
+            _write(self.path, kept if name in known else [*kept, line], self._reader)
         self.load()
         return name not in known
 
@@ -134,7 +140,7 @@ class Users:
             lines = _lines(self.path)
             if name not in _known(self.path, lines):
                 raise GatewayError(f"no user of this name in {self.path}", hint="dicom-mail user list")
-            _write(self.path, [line for line in lines if _name(line) != name])
+            _write(self.path, [line for line in lines if _name(line) != name], self._reader)
         self.load()
 
 
@@ -203,8 +209,8 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write(path: Path, lines: list[str]) -> None:
-    """Replace the file as a whole, mode 0600, on disk before it is seen."""
+def _write(path: Path, lines: list[str], reader: Path) -> None:
+    """Replace the file as a whole, on disk before it is seen: for its owner, and for its group where it was before."""
     text = "".join(f"{line}\n" for line in lines)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
     try:
@@ -212,9 +218,11 @@ def _write(path: Path, lines: list[str]) -> None:
             file.write(text)
             file.flush()
             # Root may add users for a daemon that is not root, and must not take the file away from it.
-            owner = (path if path.exists() else path.parent).stat()
+            owner = (path if path.exists() else reader).stat()
             with suppress(PermissionError):
                 os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+                if stat.S_ISREG(owner.st_mode):  # root's, and read by the gateway as of its group
+                    os.fchmod(file.fileno(), stat.S_IRUSR | stat.S_IWUSR | (owner.st_mode & stat.S_IRGRP))
             os.fsync(file.fileno())
         Path(temporary).rename(path)
     except BaseException:

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -192,3 +194,36 @@ def test_root_leaves_the_file_with_its_owner(users: Users) -> None:
     os.chown(users.path, 23456, 23457)
     users.remove("anna")
     assert (users.path.stat().st_uid, users.path.stat().st_gid) == (23456, 23457)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+def test_root_leaves_the_file_readable_for_the_group_of_the_gateway(users: Users) -> None:
+    """As the configuration is installed: root's, 0640. Else the next start would not find out who may log in."""
+    users.add("clinic-a", "one")
+    os.chown(users.path, 0, 12346)
+    users.path.chmod(0o640)
+    users.add("clinic-b", "two")
+    users.remove("clinic-a")
+    found = users.path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 12346, 0o640)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+@pytest.mark.parametrize("has_run", [True, False])
+def test_a_new_file_in_a_folder_of_roots_is_for_the_gateway(tmp_path: Path, has_run: bool) -> None:
+    """The first user of the console, added by root to /etc/dicom-mail: owned as the data, or as the configuration."""
+    config = tmp_path / "gateway.toml"
+    console = '[console]\nusers_file = "console-users"\n'
+    config.write_text(f'[gateway]\nname = "gw.test"\npostmaster = "a@b.test"\ndata = "data"\n{console}', "utf-8")
+    os.chown(config, 0, 12346)
+    config.chmod(0o640)
+    if has_run:
+        (tmp_path / "data").mkdir(mode=0o700)
+        os.chown(tmp_path / "data", 12345, 12346)
+    command = [sys.executable, "-m", "gateway", "--config", str(config), "user", "add", "anna", "--door", "console"]
+    subprocess.run(command, input="secret\n", text=True, check=True, capture_output=True)
+    found = (tmp_path / "console-users").stat()
+    owned = (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode))
+    assert owned == ((12345, 12346, 0o600) if has_run else (0, 12346, 0o640))
