@@ -6,7 +6,7 @@ Either way they go the way of what modalities send: custody, a collection for ea
 from __future__ import annotations
 
 import asyncio
-import getpass
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -73,7 +73,7 @@ async def _take_alone(configuration: Configuration, partner: str, paths: Sequenc
             try:
                 key = pseudonyms.make_key(configuration.gateway.data)
                 compose = Compose(configuration, ledger, spool, search_key=key)
-                return await compose.take_files(partner, paths, getpass.getuser())
+                return await compose.take_files(partner, paths, control.person(os.getuid()))
             finally:
                 spool.close()
         finally:

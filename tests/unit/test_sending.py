@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from pathlib import Path
 
 import pytest
 from outbound import CONFIGURATION, Outbound, files
 from rows import configuration
 
-from gateway import sending
+from gateway import searching, sending
 from gateway.errors import UsageError
 
 
@@ -48,6 +50,18 @@ def test_without_a_daemon_the_files_are_taken_in_and_wait(tmp_path: Path) -> Non
     document = sending.send(loaded, "clinic-a", [study(tmp_path)])
     assert (document["taken"], document["running"]) == (2, False)
     assert [one["reason"] for one in document["files"]] == ["no DICOM file", None, None]
+
+
+def test_whoever_sends_is_named_by_the_system_and_not_by_himself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the daemon does it; the environment may say anything, and says nothing in a container."""
+    monkeypatch.setenv("LOGNAME", "somebody-else")
+    loaded = configuration(tmp_path, CONFIGURATION.replace("MAX", "35 MB"))
+    sending.send(loaded, "clinic-a", [study(tmp_path)])
+    [text] = [one["text"] for one in searching.events(loaded, None) if "collecting" in one["kind"]]
+    assert pwd.getpwuid(os.getuid()).pw_name in text
+    assert "somebody" not in text
 
 
 @pytest.mark.parametrize(("partner", "source"), [("clinic-x", "."), ("clinic-a", "nowhere")])
