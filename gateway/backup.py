@@ -63,10 +63,10 @@ class _Copy:
     sums: dict[str, str] = field(default_factory=dict)
     size: int = 0
 
-    def take(self, name: str) -> bool:
-        """Copy one file of the data folder; tell whether it is there."""
+    def take(self, name: str, source: Path | None = None) -> bool:
+        """Copy one file of the data folder, or of another place; tell whether it is there."""
         try:
-            with (self.source / name).open("rb", buffering=0) as file:
+            with (source or self.source / name).open("rb", buffering=0) as file:
                 self._write(name, file.fileno())
         except FileNotFoundError:
             return False
@@ -162,8 +162,7 @@ def _make(configuration: Configuration, copy: _Copy, *, with_keys: bool) -> dict
     for name in (*PUBLIC, *(KEYS if with_keys else ())):
         for path in _files(copy.source, name):
             copy.take(path)
-    shutil.copyfile(configuration.source, copy.target / "gateway.toml")
-    copy.sums["gateway.toml"] = _digest(copy.target / "gateway.toml")
+    copy.take("gateway.toml", configuration.source)
     absent = _copy_ledger_and_spool(copy)
     proof = _finish(copy, absent, now)
     copy.sums[LEDGER] = _digest(copy.target / LEDGER)
@@ -171,7 +170,8 @@ def _make(configuration: Configuration, copy: _Copy, *, with_keys: bool) -> dict
     _sync(copy.target)
     _verify(copy)
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(copy.sums.items()))
-    (copy.target / SUMS).write_text(lines, encoding="utf-8")
+    with _new(copy.target / SUMS) as file:
+        file.write(lines.encode())
     _sync(copy.target)
     return {
         "folder": str(copy.target),

@@ -81,6 +81,17 @@ def test_a_backup_has_the_ledger_its_bytes_and_no_secret(settings: Configuration
     assert proof(target)["unaccounted"] == 0
 
 
+def test_a_backup_is_for_its_owner_alone(settings: Configuration, tmp_path: Path) -> None:
+    """In a folder that others may look into, too: the configuration may hold the token of a webhook."""
+    (tmp_path / "backup").mkdir()
+    (tmp_path / "backup").chmod(0o755)
+    settings.source.chmod(0o644)
+    backup.make(settings, tmp_path / "backup")
+    files = [path for path in (tmp_path / "backup").rglob("*") if path.is_file()]
+    modes = {path.name: path.stat().st_mode & 0o077 for path in files}
+    assert {name for name, mode in modes.items() if mode} == set()
+
+
 def test_keys_go_along_when_a_person_says_so(settings: Configuration, tmp_path: Path) -> None:
     """Only then: what unlocks must not lie beside what is locked."""
     backup.make(settings, tmp_path / "backup", with_keys=True)
