@@ -176,6 +176,7 @@ async def test_nonsense_on_the_socket_ends_nothing_but_its_connection(
         assert broken == {"error": "the gateway failed: RuntimeError", "hint": "", "exit": 1}
         assert await asyncio.to_thread(say, b"x" * (control.LONGEST_LINE + 10)) == b""
         assert await asyncio.to_thread(say, b"no end") == b""
+        monkeypatch.setattr(control, "PATIENCE", 30.0)
         assert (await ask(loaded, "hold", id="in-1"))["outcome"] == "held"
 
 

@@ -160,10 +160,10 @@ def _good(
             break
         else:
             # Of several certificates of one key, the one of which only the CRL is missing may count yet.
-            error = next((one for one in errors if isinstance(one, RevocationUnknownError)), errors[0])
-            failures.append(error.code)
-            if isinstance(error, RevocationUnknownError):
-                gaps += revocation.sources(error.path)
+            reason = next((one for one in errors if isinstance(one, RevocationUnknownError)), errors[0])
+            failures.append(reason.code)
+            if isinstance(reason, RevocationUnknownError):
+                gaps += revocation.sources(reason.path)
 
 
 def _demand(
