@@ -27,6 +27,7 @@ def test_a_backup_under_load_is_restored_elsewhere_and_sends_nothing_again_until
     gateway.await_items(before, "delivered")
     gateway.say("queue", "pause", "pacs")
     waiting = [gateway.mail(compose([samples.fresh().file])) for _ in range(3)]
+    wait_until(lambda: all(gateway.item(key)["instances"] == 1 for key in waiting), "they are read")
 
     stop = threading.Event()
     during: list[str] = []
