@@ -164,7 +164,9 @@ def test_a_quine_ends(tmp_path: Path) -> None:
     assert codes(reading(tmp_path, zipped(bytes(data)))) in (["damaged-archive"], [])
 
 
-@pytest.mark.parametrize("damage", ["end", "directory", "header", "data", "crc", "method", "offset", "long", "cut"])
+@pytest.mark.parametrize(
+    "damage", ["end", "directory", "header", "data", "crc", "method", "offset", "long", "disks", "cut"]
+)
 def test_a_damaged_zip_is_an_error_and_no_exception(tmp_path: Path, damage: str) -> None:
     """Zipfile raises ten kinds of errors; one code comes out."""
     data = bytearray(packed({"a": FILE, "b": b"x" * 5000}))
@@ -185,6 +187,8 @@ def test_a_damaged_zip_is_an_error_and_no_exception(tmp_path: Path, damage: str)
         data[directory + 42 : directory + 46] = b"\xff\xff\xff\x7f"
     elif damage == "long":
         data[end + 12 : end + 16] = b"\xff" * 4
+    elif damage == "disks":
+        data[end:end] = b"PK\6\7" + struct.pack("<LQL", 0, 0, 2)  # ZIP64: it lies on two disks
     else:
         del data[end + 10 :]
     result = reading(tmp_path, zipped(bytes(data)))

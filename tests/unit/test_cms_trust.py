@@ -336,6 +336,15 @@ def test_of_a_list_in_parts_only_the_part_that_the_certificate_names_shows_that_
     assert code(anna, anchors(pki.revocations(pki.root()), revoking)) is Failure.REVOKED
 
 
+def test_a_list_that_is_limited_and_not_in_parts_tells_of_whoever_it_is_about() -> None:
+    """It names no place of its own, so it is meant wherever the certificate says that lists are (RFC 5280 §5.2.5)."""
+    named = x509.DistributionPoint([x509.UniformResourceIdentifier("http://crl.test/one.crl")], None, None, None)
+    anna = pki.leaf(extra={"points": x509.CRLDistributionPoints([named])})
+    people = x509.IssuingDistributionPoint(None, None, True, False, None, False, False)
+    crls = pki.revocations(pki.root()), pki.revocations(pki.issuing(), extension=people)
+    assert check(anna, anchors(*crls)).revocation == "good"
+
+
 def test_a_crl_that_its_issuer_did_not_sign_tells_nothing() -> None:
     """Who can send us files cannot revoke, nor clear, anybody's certificate."""
     anna = pki.leaf()
