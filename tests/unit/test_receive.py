@@ -533,6 +533,17 @@ PROTECTED = b'Content-Type: application/pkcs7-mime; smime-type=enveloped-data; n
 FRAGMENT = b'Content-Type: message/partial; id="x"; number=1; total=2\r\n'
 
 
+async def take_from_mailbox(stage: Stage, head: bytes) -> str:
+    """Take a mail of clinic-a out of a mailbox and look at it; return its key."""
+    draft = stage.receive.draft()
+    draft.write(FROM_A + head + b"\r\nbody")
+    digest = Digest(draft.size, "a" * 64, "b" * 64, FROM_A + head)
+    envelope = replace(ENVELOPE, door="imap.a", sender="", user=None)  # the mail server lies in the partner's network
+    key = await stage.receive.accept(envelope, draft, digest)
+    await stage.receive.look(key)
+    return key
+
+
 @pytest.mark.parametrize(
     ("head", "reading", "state"),
     [
@@ -551,12 +562,7 @@ async def test_what_a_mailbox_cannot_prove_is_held_and_told(
     """Images and what may hide some wait for a person; the partner's private mail stays where it was (R9)."""
     stage.receive.reload(configuration(stage.folder, BOUND))
     stage.reader.answer = reading
-    draft = stage.receive.draft()
-    draft.write(FROM_A + head + b"\r\nbody")
-    digest = Digest(draft.size, "a" * 64, "b" * 64, FROM_A + head)
-    envelope = replace(ENVELOPE, door="imap.a", sender="", user=None)  # the mail server lies in the partner's network
-    key = await stage.receive.accept(envelope, draft, digest)
-    await stage.receive.look(key)
+    key = await take_from_mailbox(stage, head)
     assert await stage.state(key) == state
     assert (("held", key) in await stage.ledger.read(alarms)) == (state[0] == "held")
     # Once its section asks for no peer, the checks are made again, and it takes its route.
@@ -587,11 +593,7 @@ async def test_images_of_a_partner_that_no_route_takes_from_a_mailbox_are_held_a
     """By SMTP the partner would be told 550; here nobody is told but by a notice (promise 3, R9)."""
     stage.receive.reload(configuration(stage.folder, UNROUTED))
     stage.reader.answer = reading
-    draft = stage.receive.draft()
-    draft.write(FROM_A + head + b"\r\nbody")
-    digest = Digest(draft.size, "a" * 64, "b" * 64, FROM_A + head)
-    key = await stage.receive.accept(replace(ENVELOPE, door="imap.a", sender="", user=None), draft, digest)
-    await stage.receive.look(key)
+    key = await take_from_mailbox(stage, head)
     assert await stage.state(key) == state
     assert (("held", key) in await stage.ledger.read(alarms)) == (state[0] == "held")
     if state[1] == "no-route" and not head:  # once a route takes it, it goes there
