@@ -52,7 +52,6 @@ from gateway.errors import ConfigurationError, GatewayError, MailboxError, Token
 from gateway.freshness import Freshness
 from gateway.insight import Insight
 from gateway.ledger import (
-    deliveries,
     inventory,
     janitor,
     mailboxes,
@@ -492,7 +491,7 @@ class Service:
             log.warning("recovered", reason="unclean-stop")
         if kind := await self.ledger.write(lambda c: restoration.begin(c, control.lanes(self.configuration), now)):
             log.warning("lanes_paused", reason=kind)
-        await self.ledger.write(lambda c: _part_with_removed(c, self.configuration, now))
+        await self.ledger.write(lambda c: self.store.part_with_removed(c, now))
         lanes = [submissions.LANE, *(f"store:{name}" for name in self.configuration.ae)]
         # Marks of a former life are doubts even where nothing waits any more: every lane looks once.
         await self.ledger.write(lambda c: tickets.put_all(c, lanes, now))
@@ -755,16 +754,16 @@ class Service:
                 new = await asyncio.to_thread(load, self.configuration.source)
                 _demand_good(advice(new), "")
                 # A file that is good as a whole may not be when half of it waits for a restart.
-                _demand_good(advice(in_force(self.configuration, new)), ", as long as nobody restarts the gateway")
-                await self._take_over(new)
+                needed, held = restart_needed(self.configuration, new), in_force(self.configuration, new)
+                _demand_good(advice(held), ", as long as nobody restarts the gateway")
+                await self._take_over(held, needed)
             except GatewayError as error:
                 log.error("reload_refused", exc_info=error)  # noqa: TRY400
             finally:
                 watchdog.ready()
 
-    async def _take_over(self, new: Configuration) -> None:
-        now, needed = datetime.now(UTC), restart_needed(self.configuration, new)
-        new = in_force(self.configuration, new)
+    async def _take_over(self, new: Configuration, needed: Sequence[str]) -> None:
+        now = datetime.now(UTC)
         # What a bad file may refuse comes before the first change: a part of a configuration is none (R32).
         to_peers = client_certificates(new)
         to_smtp, to_console = _door_tls(new.smtp), _door_tls(new.console)
@@ -789,7 +788,7 @@ class Service:
         self.receive.reload(new)
         for stage in (self.store, self.compose, self.submit, self.report):
             stage.reload(new)
-        await self.ledger.write(lambda c: _part_with_removed(c, new, now))
+        await self.ledger.write(lambda c: self.store.part_with_removed(c, now))
         await self.janitor.reissue(now)
         log.info("reloaded")
 
@@ -810,12 +809,6 @@ def _begin(connection: Connection, now: datetime) -> bool:
         connection.execute(delete(fact).where(fact.c.name == _RUNNING))
     connection.execute(insert(fact).values(name=_RUNNING, value=now.isoformat()))
     return crashed
-
-
-def _part_with_removed(connection: Connection, configuration: Configuration, now: datetime) -> None:
-    """Hold what waits for destinations that are no longer configured, and end what was the matter with them."""
-    deliveries.orphan(connection, configuration.ae, now)
-    deliveries.retire(connection, {name: entity.confirm for name, entity in configuration.ae.items()}, now)
 
 
 def _size_of(files: Sequence[Path]) -> int:

@@ -106,9 +106,8 @@ def pair(queued: model.Queued) -> Pair:
     return queued.sop_class, queued.transfer_syntax
 
 
-def can_be_named(queued: model.Queued) -> bool:
-    """Whether requests can name an instance. The reader holds one whose UIDs are none; a person may let it go on."""
-    uids = (queued.sop_class, queued.transfer_syntax, queued.sop_instance)
+def can_be_named(*uids: str) -> bool:
+    """Whether requests can name an instance by its UIDs. The reader holds it if not; a person may let it go on."""
     return all(uid.isascii() and 0 < len(uid) <= 64 for uid in uids)
 
 

@@ -300,6 +300,10 @@ class Store:
     def _orphan(self, connection: Connection, name: str, now: datetime) -> None:
         # Nobody may ask the destination any more, so what is in doubt there is a person's to decide, like the rest.
         deliveries.recover(connection, name, now, lambda _: retry.Next(Outcome.HELD, None))
+        self.part_with_removed(connection, now)
+
+    def part_with_removed(self, connection: Connection, now: datetime) -> None:
+        """Hold what waits for destinations that are no longer configured, and end what was the matter with them."""
         deliveries.orphan(connection, self.configuration.ae, now)
         deliveries.retire(connection, {key: each.confirm for key, each in self.configuration.ae.items()}, now)
 
@@ -424,14 +428,14 @@ class Store:
 
     async def _refuse_unnamed(self, entity: ApplicationEntity, name: str, work: Sequence[Work]) -> list[Work]:
         """End what no request can name, and return the rest: proposed with others it would keep them all from going."""
-        good = [one for one in work if contexts.can_be_named(self._queued(one))]
-        if len(good) < len(work):
+        bad = [one for one in work if not contexts.can_be_named(one.sop_class, one.transfer_syntax, one.sop_instance)]
+        if bad:
             sent = Sent(0, None, refused=contexts.UNNAMED)
             verdict, bounds = status.judge(sent), self.bounds(entity)
-            bad = [one for one in work if not contexts.can_be_named(self._queued(one))]
             settled = [judge(one, sent, verdict, bounds, timedelta(), self._dice()) for one in bad]
             await self._settle_unsent(name, settled)
-        return good
+        unnamed = {one.id for one in bad}
+        return [one for one in work if one.id not in unnamed]
 
     async def _trip(self, condition: Condition, trouble: Trouble) -> datetime:
         now = datetime.now(UTC)
