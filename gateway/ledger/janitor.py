@@ -84,10 +84,8 @@ class Janitor:
         orphans: set[tuple[str, int]] = set()
         for at in range(0, len(old), MOST_ROWS):
             some = dict(old[at : at + MOST_ROWS])
-            needed = await self.ledger.read(partial(_needed, keys=list(some)))
-            segments = [key for key in needed if key.endswith(SEGMENT_SUFFIX)]
-            ends = await self.ledger.read(partial(_ends, keys=segments))
-            purged = await self.ledger.read(partial(_purged, keys=segments)) - self._erased
+            needed, ends, purged = await self.ledger.read(partial(_spoken_of, keys=list(some)))
+            purged -= self._erased
             await asyncio.to_thread(self.spool.erase, purged)
             self._erased |= purged
             orphans |= {(key, 0) for key in some.keys() - needed}
@@ -173,6 +171,13 @@ def _add_total(connection: Connection, unit: str, outcome: str, count: int) -> N
     mine = (total.c.unit == unit) & (total.c.outcome == outcome)
     if connection.execute(update(total).where(mine).values(count=total.c.count + count)).rowcount == 0:
         connection.execute(insert(total).values(unit=unit, outcome=outcome, count=count))
+
+
+def _spoken_of(connection: Connection, keys: list[str]) -> tuple[set[str], dict[str, int], set[Scrap]]:
+    """Name the files that are needed, and of those that are segments their ends and what was purged within, at once."""
+    needed = _needed(connection, keys)
+    segments = [key for key in needed if key.endswith(SEGMENT_SUFFIX)]
+    return needed, _ends(connection, segments), _purged(connection, segments)
 
 
 def _ends(connection: Connection, keys: list[str]) -> dict[str, int]:
